@@ -1,0 +1,1 @@
+"""The steady command line."""

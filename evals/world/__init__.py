@@ -1,0 +1,1 @@
+"""A simulated world behind the ports of tools.ports."""

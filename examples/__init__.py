@@ -1,0 +1,1 @@
+"""Complete model specs on real and generated data."""

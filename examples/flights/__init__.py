@@ -1,0 +1,1 @@
+"""Late arrivals of flights from New York, 2013."""

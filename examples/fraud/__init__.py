@@ -1,0 +1,1 @@
+"""Card fraud, generated from a seed."""

@@ -1,0 +1,1 @@
+"""Goals, diagnosis, planner, gate, graph and reconcile loop."""

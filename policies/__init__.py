@@ -1,0 +1,1 @@
+"""The Cedar policy set and the engine that loads and asks it."""

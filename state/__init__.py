@@ -1,0 +1,1 @@
+"""Domain types, SQL schema, store, action ledger, leases and decision log."""

@@ -1,0 +1,124 @@
+"""Decision records: what was proposed, allowed, denied, asked, done, undone or left alone - and why.
+
+A record is appended once and never edited. Stored data carries the `kind` string, never a class path.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+from state.plans import ActionKind, ActionState
+
+
+class Decision(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    decision_id: str
+    at: AwareDatetime
+    """Domain time."""
+    recorded_at: AwareDatetime
+    """Time of day, for people; nothing is decided from it."""
+    model: str | None = None
+    run_id: str | None = None
+    incident_id: str | None = None
+    actor: str
+    """`Agent::"training"`, `User::"alice"` or `System::"steadyhand"`."""
+    summary: str
+    """One plain sentence for people."""
+
+
+class Genesis(Decision):
+    """The first record: which policy set was approved, which key signs, who holds which roles."""
+
+    kind: Literal["genesis"] = "genesis"
+    policy_sha256: str
+    signing_key: str
+    """Public key in the vkey form of C2SP signed-note."""
+    roles: dict[str, list[str]]
+
+
+class Observed(Decision):
+    """Something was measured or judged, for instance a signal, a diagnosis, a comparison, a gate."""
+
+    kind: Literal["observed"] = "observed"
+    topic: Literal[
+        "signal", "diagnosis", "data_quality", "drift", "performance", "backtest", "gates", "analysis",
+        "ab_test", "health", "foreign_edit", "left_alone", "plan", "world",
+    ]  # fmt: skip
+    verdict: str
+    evidence_ids: list[str] = []
+    details: dict[str, JsonValue] = {}
+
+
+class IncidentChanged(Decision):
+    kind: Literal["incident_changed"] = "incident_changed"
+    change: Literal["opened", "joined", "rediagnosed", "closed"]
+    cause: str
+    resolution: str | None = None
+    evidence_ids: list[str] = []
+
+
+class ActionDecided(Decision):
+    """Policy's verdict on a proposed action; `facts` and digests let an auditor ask again."""
+
+    kind: Literal["action_decided"] = "action_decided"
+    action: ActionKind
+    action_key: str
+    args: dict[str, JsonValue]
+    verdict: Literal["allow", "deny", "needs_approval"]
+    rules: list[str]
+    """`@id` of the policies that decided."""
+    roles: list[str] = []
+    reason: str
+    principal: str
+    resource: dict[str, JsonValue]
+    facts: dict[str, JsonValue]
+    """The whole policy context, as asked."""
+    facts_sha256: str
+    policy_sha256: str
+    approval_id: str | None = None
+    evidence_ids: list[str] = []
+
+
+class ActionChanged(Decision):
+    """The ledger moved an action on; `observed` is what was read back from the outside world."""
+
+    kind: Literal["action_changed"] = "action_changed"
+    action: ActionKind
+    action_key: str
+    state: ActionState
+    observed: dict[str, JsonValue] = {}
+    message: str = ""
+
+
+class ApprovalChanged(Decision):
+    kind: Literal["approval_changed"] = "approval_changed"
+    approval_id: str
+    change: Literal["asked", "approved", "rejected", "expired", "used", "void"]
+    action: ActionKind
+    action_key: str
+    roles: list[str]
+    reason: str = ""
+
+
+class Commanded(Decision):
+    """A person asked for something: a goal, a halt, a hold, a resume."""
+
+    kind: Literal["commanded"] = "commanded"
+    command: Literal["goal", "halt", "unhalt", "hold", "resume", "model_added", "spec_changed"]
+    details: dict[str, JsonValue] = {}
+
+
+AnyDecision: TypeAlias = Annotated[
+    Genesis | Observed | IncidentChanged | ActionDecided | ActionChanged | ApprovalChanged | Commanded,
+    Field(discriminator="kind"),
+]
+DECISIONS: TypeAdapter[AnyDecision] = TypeAdapter(AnyDecision)
+
+
+def stamp(at: datetime) -> str:
+    """A time as people read it in records: UTC to the second."""
+    return at.strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,0 +1,1 @@
+"""One wrapper per outside system or body of mathematics."""

@@ -1,0 +1,1 @@
+"""Drift statistics, drift decisions and performance detectors."""

@@ -1,0 +1,1 @@
+"""The VirtualService document and the data planes that serve it."""

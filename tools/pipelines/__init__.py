@@ -1,0 +1,1 @@
+"""Kubeflow pipelines: components, compiled documents and their runners."""
