@@ -190,6 +190,14 @@ class OutboxRow(Row):
     n_attempts: int = 0
 
 
+class SwitchRow(Row):
+    """A switch or cursor of the whole installation: `halt`, `mode`, `replay/<model>`."""
+
+    table = "switches"
+    columns = ("id",)
+    body: dict[str, JsonValue]
+
+
 class ActionRow(Row):
     """One effect on the outside world. `id` is the ledger key. Written by the ledger only."""
 

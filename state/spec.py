@@ -134,6 +134,8 @@ class Monitoring(SpecPart):
     """Relative loss over the reference that still counts as healthy."""
     false_alarm_blocks: Annotated[float, Field(ge=100)] = 8_000
     """P(false alarm by block t) <= t / this."""
+    recovery: timedelta = timedelta(days=3)
+    """How long health must hold before an incident closes."""
     drift_window: timedelta = timedelta(days=28)
     """Length of the non-overlapping windows on which input drift is tested."""
     drift_alpha_per_year: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -185,8 +187,6 @@ class Rollout(SpecPart):
     """Admissible candidate p99 as a multiple of the champion's."""
     latency_floor_ms: Annotated[float, Field(ge=0)] = 25.0
     """A p99 below this passes whatever the ratio."""
-    max_score_shift: Annotated[float, Field(gt=0)] = 0.25
-    """Kolmogorov-Smirnov distance between the arms' scores that a canary step tolerates."""
     ab_test: AbTest = AbTest()
     bake: timedelta = timedelta(days=3)
 
