@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
+from state.facts import FactValue
 from state.plans import ActionKind, ActionState
 
 
@@ -157,7 +158,7 @@ class EvidenceRow(Row):
     """A stored observation that decisions cite by id and digest."""
 
     table = "evidence"
-    columns = ("id", "model", "topic", "at")
+    columns = ("id", "model", "topic", "sha256", "at")
     model: str
     topic: str
     at: AwareDatetime
@@ -223,3 +224,54 @@ class ActionRow(Row):
     created_at: AwareDatetime
     """Domain time of the intent: budgets count by it."""
     finished_at: AwareDatetime | None = None
+
+
+class FactRow(Row):
+    """A fact as it stood when it was gathered for one incident or goal."""
+
+    table = "facts"
+    columns = ("id", "model", "subject_id", "name", "at")
+    model: str
+    subject_id: str
+    name: str
+    at: AwareDatetime
+    value: FactValue
+    source: str
+
+
+class PlanRow(Row):
+    """One revision of the plan of a run; revisions are kept, so that a change of mind can be read."""
+
+    table = "plans"
+    columns = ("id", "model", "run_id", "revision")
+    model: str
+    run_id: str
+    revision: int
+    plan: dict[str, JsonValue]
+    made_at: AwareDatetime
+
+
+class ProfileRow(Row):
+    """`id` is `<model>/<version>/<block>`: the counts of one block of rows against the reference bins."""
+
+    table = "profiles"
+    columns = ("id", "model", "block")
+    model: str
+    block: str
+    """ISO date or time of the block's start."""
+    sha256: str
+    content: str
+    """Base64 of the profile's bytes."""
+
+
+class ApiTokenRow(Row):
+    """A bearer token of the HTTP API; only its digest is stored."""
+
+    table = "api_tokens"
+    columns = ("id", "owner", "token_sha256")
+    owner: str
+    token_sha256: str
+    roles: list[str]
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+    revoked_at: AwareDatetime | None = None

@@ -1,0 +1,217 @@
+"""Monitoring: measure blocks of traffic and outcomes, raise signals, and tell people."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, TypedDict, cast
+
+import polars as pl
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import Runtime
+from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
+from tools.quality import QualityFinding, check_block
+
+from agents.base import Move, Situation, Wait, done, failed, proposal, specialist, text_arg
+from state.bins import Bins
+from state.ledger import CommittedIntent
+from state.plans import ActionOutcome
+from state.profile import Profile, read_reference
+from state.spec import ModelSpec
+from tools.drift.performance import block_losses
+from tools.ports import Platform
+
+
+class Watch(BaseModel):
+    """One look at one model: which block of traffic, and which matured stretch of outcomes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    spec: ModelSpec
+    now: AwareDatetime
+    champion: str
+    traffic_block: str | None
+    """Name of the block whose traffic is complete; None where no new one is."""
+    traffic_start: AwareDatetime | None = None
+    traffic_end: AwareDatetime | None = None
+    outcomes_from: AwareDatetime | None = None
+    """Start of the newly matured stretch; None where nothing matured."""
+    outcomes_until: AwareDatetime | None = None
+    previous_profiles: list[str] = []
+    """Encoded profiles of the newest good blocks, oldest first."""
+
+
+class Measured(BaseModel):
+    """What one look saw; JSON only."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_rows: int = 0
+    n_by_version: dict[str, int] = {}
+    profile: str | None = None
+    findings: list[dict[str, JsonValue]] = []
+    losses: dict[str, dict[str, float]] = {}
+    """Version -> block -> loss of the objective's metric."""
+    labelled: dict[str, dict[str, int]] = {}
+    """Version -> block -> labelled rows."""
+    label_means: dict[str, float] = {}
+    """Block -> mean label over all versions."""
+    server_ready: bool = False
+
+
+class WatchState(TypedDict, total=False):
+    watch: dict[str, Any]
+    measured: dict[str, Any]
+    signals: list[dict[str, Any]]
+
+
+def measure(watch: Watch, platform: Platform) -> Measured:
+    """Read the traffic block and the matured outcomes of one look."""
+    measured = Measured()
+    endpoint = platform.servers.get(watch.model, watch.champion)
+    measured.server_ready = bool(endpoint and endpoint.ready)
+    if watch.traffic_block is not None:
+        _measure_traffic(watch, platform, measured)
+    if watch.outcomes_from is not None:
+        _measure_outcomes(watch, platform, measured)
+    return measured
+
+
+def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> None:
+    assert watch.traffic_start is not None and watch.traffic_end is not None and watch.traffic_block is not None
+    frame = platform.outcomes.predictions(watch.model, start=watch.traffic_start, end=watch.traffic_end)
+    reference = reference_profile(platform, watch.model, watch.champion)
+    measured.n_rows = frame.height
+    if frame.height:
+        counts = frame.group_by("version").len().sort("version")
+        measured.n_by_version = {str(v): int(n) for v, n in counts.iter_rows()}
+    profile = profile_of(reference.bins, frame, watch.traffic_block)
+    measured.profile = encode_profile(profile)
+    previous = [decode_profile(reference.bins, text) for text in watch.previous_profiles]
+    findings = check_block(reference, previous, profile, block=watch.traffic_block)
+    measured.findings = [finding_json(finding) for finding in findings]
+
+
+def finding_json(finding: QualityFinding) -> dict[str, JsonValue]:
+    return {
+        "kind": finding.kind,
+        "feature": finding.feature,
+        "severity": finding.severity,
+        "detail": finding.detail,
+    }
+
+
+def _measure_outcomes(watch: Watch, platform: Platform, measured: Measured) -> None:
+    assert watch.outcomes_from is not None and watch.outcomes_until is not None
+    spec = watch.spec
+    frame = platform.outcomes.labelled(
+        watch.model, start=watch.outcomes_from, end=watch.outcomes_until, as_of=watch.now
+    )
+    if not frame.height:
+        return
+    threshold = getattr(spec.serving, "decision_threshold", 0.5)
+    for (version,), part in frame.partition_by("version", as_dict=True).items():
+        losses = block_losses(spec.objective.metric, part, block=spec.monitoring.block, threshold=threshold)
+        measured.losses[str(version)] = losses
+        measured.labelled[str(version)] = dict.fromkeys(losses, part.height)
+    days = frame.group_by(pl.col("event_time").dt.strftime("%Y-%m-%d").alias("day")).agg(pl.col("label").mean())
+    measured.label_means = {str(day): float(mean) for day, mean in days.sort("day").iter_rows()}
+
+
+def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
+    """Symptoms of this look that stand by themselves; losses are judged over time, by the detector's state."""
+    signals: list[dict[str, JsonValue]] = []
+    hard = [f for f in measured.findings if f["severity"] == "hard"]
+    if hard:
+        text = "; ".join(str(f["detail"]) for f in hard[:4])
+        signals.append(
+            {"name": "data_fault", "text": text, "block": watch.traffic_block, "findings": cast(JsonValue, hard)}
+        )
+    if not measured.server_ready:
+        signals.append({"name": "serving_fault", "text": f"version {watch.champion} does not answer its health check"})
+    return signals
+
+
+def _measure_node(state: WatchState, runtime: Runtime[Platform]) -> WatchState:
+    return {"measured": measure(Watch.model_validate(state["watch"]), runtime.context).model_dump(mode="json")}
+
+
+def _judge_node(state: WatchState) -> WatchState:
+    return {"signals": judge(Watch.model_validate(state["watch"]), Measured.model_validate(state["measured"]))}
+
+
+def _watch_graph() -> CompiledStateGraph[WatchState, Platform, WatchState, WatchState]:
+    graph = StateGraph(WatchState, context_schema=Platform)
+    graph.add_node("measure", _measure_node)
+    graph.add_node("judge", _judge_node)
+    graph.add_edge(START, "measure")
+    graph.add_edge("measure", "judge")
+    graph.add_edge("judge", END)
+    return graph.compile(name="monitoring.watch")
+
+
+WATCH = _watch_graph()
+
+
+def look(watch: Watch, platform: Platform) -> tuple[Measured, list[dict[str, Any]]]:
+    """One look through the monitoring subgraph."""
+    state = WATCH.invoke({"watch": watch.model_dump(mode="json")}, context=platform)
+    return Measured.model_validate(state["measured"]), list(state["signals"])
+
+
+def reference_profile(platform: Platform, model: str, version: str) -> Profile:
+    """The reference that the version was packaged with."""
+    return read_reference((platform.registry.package(model, version) / "profile.bin").read_bytes())
+
+
+def profile_of(bins: Bins, frame: pl.DataFrame, block: str) -> Profile:
+    """Counts of the recorded features of one block."""
+    columns = {name: frame[name].to_numpy() if frame[name].dtype.is_numeric() else frame[name].to_list()
+               for name in bins.names if name in frame.columns}  # fmt: skip
+    return Profile.count(bins, columns, block)
+
+
+def encode_profile(profile: Profile) -> str:
+    return base64.b64encode(profile.to_bytes()).decode()
+
+
+def decode_profile(bins: Bins, text: str) -> Profile:
+    return Profile.from_bytes(bins, base64.b64decode(text))
+
+
+def read(situation: Situation, platform: Platform) -> dict[str, Any]:  # noqa: ARG001 - the specialist's signature
+    return {}
+
+
+def judge_step(situation: Situation, reading: dict[str, Any]) -> Move:  # noqa: ARG001 - the specialist's signature
+    """Telling people, holding and resuming need nothing but the situation."""
+    match situation.step:
+        case "notify":
+            text = f"{situation.cause.replace('_', ' ')}: {situation.facts.get('story', 'see `steady incidents`')}"
+            args: dict[str, JsonValue] = {"topic": situation.cause, "to": situation.spec.owner, "text": str(text)}
+            return proposal(
+                situation, "monitoring", args, f"{situation.spec.owner} owns {situation.model} and must know"
+            )
+        case "hold" | "resume" | "accept_drift":
+            args = {"cause": situation.cause, "after": situation.last_traffic_key}
+            return proposal(situation, "monitoring", args, f"{situation.step} asked for by {situation.subject_id}")
+        case _:
+            return Wait(until=None, waits_for=f"the monitoring agent has no move for {situation.step}")
+
+
+def perform(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
+    """Tell somebody; holding and resuming change our own state, which the loop writes with the verification."""
+    match intent.kind:
+        case "notify":
+            delivered = platform.notifier.send(
+                title=f"{intent.model}: {text_arg(intent, 'topic')}", text=text_arg(intent, "text"), key=intent.key
+            )
+            return done({"delivered": delivered, "to": text_arg(intent, "to")})
+        case "hold" | "resume":
+            return done({"held": intent.kind == "hold"})
+        case _:
+            return failed(f"the monitoring agent cannot carry out {intent.kind}")
+
+
+GRAPH = specialist("monitoring", read=read, judge=judge_step)

@@ -1,0 +1,111 @@
+"""The rollout as a state machine on observed weights: pure functions, one judgement each.
+
+The body of a rollout row: `step` (index of the analysis step in force, -1 before the first), `weight` (the candidate's
+percent), `since` (domain time of the last weight change), `samples` (service counters at that change, by version),
+`baseline` (the champion's last healthy window), `ab` (start and last verdict of the A/B test), `waived` (an approver let the
+candidate onto the canary without its gates).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from tools.metrics import ServiceWindow
+
+from state.spec import ModelSpec
+
+Verdict = Literal["pass", "fail", "no_data"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """Verdict on the service metrics of one version against another over one window."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    candidate: ServiceWindow | None
+    stable: ServiceWindow | None
+
+    def details(self) -> dict[str, Any]:
+        return {
+            "candidate": window_json(self.candidate),
+            "stable": window_json(self.stable),
+            "reasons": list(self.reasons),
+        }
+
+
+def steps(spec: ModelSpec) -> list[int]:
+    """Analysis steps, clamped to the declared maximum share; a clamped duplicate falls away."""
+    clamped = [min(step, spec.rollout.max_percent) for step in spec.rollout.steps if step > 0]
+    return sorted(set(clamped))
+
+
+def next_step(spec: ModelSpec, step: int) -> int | None:
+    """Percent of the step after index `step`; None where the canary has walked them all."""
+    walked = steps(spec)
+    return walked[step + 1] if step + 1 < len(walked) else None
+
+
+def dwell_ends(spec: ModelSpec, since: datetime) -> datetime:
+    return since + spec.rollout.dwell
+
+
+def analyse(spec: ModelSpec, *, candidate: ServiceWindow | None, stable: ServiceWindow | None) -> Analysis:
+    """Compare the candidate's service metrics with the champion's over the same window.
+
+    No data is neither a pass nor a failure. A candidate that answers nothing but errors is judged even where the
+    champion had no traffic.
+    """
+    bounds = spec.rollout
+    if candidate is None or candidate.n_requests < bounds.minimum_requests:
+        seen = 0 if candidate is None else candidate.n_requests
+        return Analysis(
+            verdict="no_data",
+            reasons=(f"the candidate answered {seen} of the {bounds.minimum_requests} requests that a verdict needs",),
+            candidate=candidate,
+            stable=stable,
+        )
+    reasons: list[str] = []
+    stable_errors = stable.error_ratio if stable is not None and stable.n_requests else 0.0
+    if candidate.error_ratio > stable_errors + bounds.max_error_ratio:
+        reasons.append(
+            f"error ratio {candidate.error_ratio:.4f} against {stable_errors:.4f}, "
+            f"more than {bounds.max_error_ratio:.4f} above"
+        )
+    if stable is not None and stable.n_requests >= bounds.minimum_requests:
+        limit = max(bounds.latency_floor_ms, stable.p99_ms * bounds.max_latency_ratio)
+        if candidate.p99_ms > limit:
+            reasons.append(
+                f"p99 {candidate.p99_ms:.1f} ms against {stable.p99_ms:.1f} ms, above the limit of {limit:.1f} ms"
+            )
+    elif not reasons:
+        return Analysis(
+            verdict="no_data",
+            reasons=("the champion answered too few requests to compare latency with",),
+            candidate=candidate,
+            stable=stable,
+        )
+    return Analysis(verdict="fail" if reasons else "pass", reasons=tuple(reasons), candidate=candidate, stable=stable)
+
+
+def foreign_edit(
+    *, expected: dict[str, int], observed: dict[str, int], candidate: str
+) -> Literal["none", "raised", "lowered"]:
+    """What somebody else did to the route: a raised candidate is corrected, a lowered one is respected."""
+    if expected == observed:
+        return "none"
+    wanted, seen = expected.get(candidate, 0), observed.get(candidate, 0)
+    return "lowered" if seen < wanted else "raised"
+
+
+def window_json(window: ServiceWindow | None) -> dict[str, Any] | None:
+    if window is None:
+        return None
+    return {
+        "n_requests": window.n_requests,
+        "error_ratio": round(window.error_ratio, 6),
+        "p50_ms": round(window.p50_ms, 3),
+        "p99_ms": round(window.p99_ms, 3),
+    }

@@ -1,0 +1,160 @@
+"""The world's history, prediction records and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from evals.world.faults import port_call
+from evals.world.records import Recorded
+from evals.world.world import World, empty_labels, matrix_digest, midnight
+from state.clock import utc
+from state.errors import ToolRejected
+
+ROW_SCHEMA: dict[str, pl.DataType] = {
+    "request_id": pl.Utf8(),
+    "entity": pl.Utf8(),
+    "event_time": pl.Datetime("us", "UTC"),
+}
+
+
+class WorldData:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.faults = world.faults
+
+    @port_call("data.days")
+    def days(self, model: str) -> Sequence[str]:
+        _known(self.world, model)
+        return [d.isoformat() for d in self.world.history_days(model) if self.world.rows(model, d).frame.height]
+
+    @port_call("data.history")
+    def history(self, model: str, *, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
+        _known(self.world, model)
+        return history(self.world, model, start=start, end=end).drop("available_at").lazy()
+
+    @port_call("data.digest")
+    def digest(self, model: str) -> str:
+        _known(self.world, model)
+        return matrix_digest(history(self.world, model, start=None, end=None).drop("available_at"))
+
+
+class WorldOutcomes:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.faults = world.faults
+
+    @port_call("outcomes.predictions")
+    def predictions(self, model: str, *, start: datetime, end: datetime) -> pl.DataFrame:
+        _known(self.world, model)
+        return predictions(self.world, model, start=start, end=end)
+
+    @port_call("outcomes.record", effect=True)
+    def record(self, model: str, labels: pl.DataFrame, *, key: str) -> int:
+        _known(self.world, model)
+        state = self.world.model(model)
+        for recorded in state.recorded:
+            if recorded.key == key:
+                return 0
+        rows = [
+            (str(request_id), float(label), utc(at).isoformat())
+            for request_id, label, at in labels.select("request_id", "label", "available_at").iter_rows()
+        ]
+        state.recorded.append(Recorded(key=key, rows=rows, n_new=len(rows)))
+        self.world.effect("outcomes.record", model=model, key=key, args={"n_rows": len(rows)})
+        return len(rows)
+
+    @port_call("outcomes.labelled")
+    def labelled(self, model: str, *, start: datetime, end: datetime, as_of: datetime) -> pl.DataFrame:
+        _known(self.world, model)
+        return labelled(self.world, model, start=start, end=end, as_of=as_of)
+
+    @port_call("outcomes.quarantine", effect=True)
+    def quarantine(self, model: str, days: Sequence[str], *, reason: str, key: str) -> None:
+        _known(self.world, model)
+        state = self.world.model(model)
+        if key in state.quarantine_keys:
+            return
+        state.quarantine_keys.append(key)
+        state.quarantined = sorted({*state.quarantined, *days})
+        self.world.effect("outcomes.quarantine", model=model, key=key, args={"days": list(days), "reason": reason})
+
+    @port_call("outcomes.quarantined")
+    def quarantined(self, model: str) -> Sequence[str]:
+        _known(self.world, model)
+        return list(self.world.model(model).quarantined)
+
+
+def history(world: World, model: str, *, start: datetime | None, end: datetime | None) -> pl.DataFrame:
+    """Rows that came with the model, with the label and when it became known."""
+    frames = []
+    for day in world.history_days(model):
+        if (start is None or midnight(day) + timedelta(days=1) > start) and (end is None or midnight(day) < end):
+            rows = world.rows(model, day)
+            frames.append(rows.frame.join(rows.labels, on="request_id", how="left", maintain_order="left"))
+    if not frames:
+        day_frame = world.rows(model, world.history_days(model)[0])
+        frames = [day_frame.frame.join(empty_labels(), on="request_id", how="left").clear()]
+    return _between(pl.concat(frames), start, end)
+
+
+def predictions(world: World, model: str, *, start: datetime, end: datetime) -> pl.DataFrame:
+    frames = []
+    for served in world.model(model).days:
+        day = midnight(datetime.fromisoformat(served.day).date())
+        if day + timedelta(days=1) > start and day < end:
+            record = world.served(model, served.day)
+            if record is not None:
+                frames.append(record.predictions)
+    if not frames:
+        frames = [_no_predictions(world, model)]
+    return _between(pl.concat(frames), start, end)
+
+
+def labelled(world: World, model: str, *, start: datetime, end: datetime, as_of: datetime) -> pl.DataFrame:
+    """Prediction records with the label known by `as_of`; of two statements about a row the newer one counts."""
+    found = predictions(world, model, start=start, end=end)
+    days = found["event_time"].dt.date().unique().sort().to_list()
+    known = [world.rows(model, day).labels for day in days]
+    own = [
+        (request_id, label, datetime.fromisoformat(at).astimezone(UTC))
+        for recorded in world.model(model).recorded
+        for request_id, label, at in recorded.rows
+    ]
+    if own:
+        known.append(pl.DataFrame(own, schema=empty_labels().schema, orient="row"))
+    labels = pl.concat([empty_labels(), *known])
+    until = min(as_of, world.clock.now())
+    labels = labels.filter(pl.col("available_at") <= until).sort("available_at", maintain_order=True)
+    labels = labels.unique("request_id", keep="last", maintain_order=True)
+    return found.join(labels, on="request_id", how="inner", maintain_order="left")
+
+
+def _no_predictions(world: World, model: str) -> pl.DataFrame:
+    features = world.rows(model, world.history_days(model)[0]).frame.clear()
+    return features.with_columns(
+        pl.lit("").alias("version"),
+        pl.lit(value=False).alias("mirrored"),
+        pl.lit(0.0).alias("score"),
+        pl.lit([]).cast(pl.List(pl.Utf8)).alias("flags"),
+    ).select(
+        *ROW_SCHEMA,
+        "version",
+        "mirrored",
+        "score",
+        "flags",
+        pl.exclude(*ROW_SCHEMA, "version", "mirrored", "score", "flags"),
+    )
+
+
+def _between(frame: pl.DataFrame, start: datetime | None, end: datetime | None) -> pl.DataFrame:
+    if start is not None:
+        frame = frame.filter(pl.col("event_time") >= start)
+    return frame if end is None else frame.filter(pl.col("event_time") < end)
+
+
+def _known(world: World, model: str) -> None:
+    if model not in world.state.models:
+        raise ToolRejected(f"{model}: no such model")

@@ -1,0 +1,167 @@
+"""What the simulated world remembers: plain records, stored as one JSON file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import JsonValue
+
+from evals.world.fitting import Fitted
+from evals.world.truth import Truth
+
+LATENCY_BOUNDS_MS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One change of the world by the control plane. Graders read these, never the agents' text."""
+
+    index: int
+    at: str
+    """Domain time, ISO."""
+    method: str
+    model: str
+    key: str
+    args: dict[str, JsonValue]
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A pipeline run; `outputs` are computed when it ends."""
+
+    pipeline: Literal["train", "backtest"]
+    model: str
+    parameters: dict[str, JsonValue]
+    status: Literal["running", "succeeded", "failed"] = "running"
+    polls_left: int = 1
+    will_fail: bool = False
+    lost: bool = False
+    """Its process died with the control plane; submitted again under its key, it starts over."""
+    outputs: dict[str, JsonValue] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Version:
+    version: str
+    key: str | None
+    mlflow_run_id: str
+    tags: dict[str, str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Server:
+    """One process of one version; `generation` rises with every start."""
+
+    version: str
+    key: str
+    digest: str
+    """Names the fitted model that it loaded."""
+    port: int
+    generation: int
+    alive: bool = True
+    n_requests: int = 0
+    n_errors: int = 0
+    latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_MS) + 1))
+    """Counts per cell, the last one above every bound."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RouteDocument:
+    weights: dict[str, int]
+    applied: dict[str, int]
+    """What the data plane really does."""
+    revision: int
+    key: str | None
+    keys: list[str] = field(default_factory=list)
+    """Every key that has written this document."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Condition:
+    """How a version's server behaves. `version` None: every version first started while this holds."""
+
+    version: str | None
+    error_ratio: float = 0.0
+    latency_ratio: float = 1.0
+    score_shift: float = 0.0
+    """Added to the served score: the served model is not the trained one."""
+    dead: bool = False
+    """The process ends right after it became ready."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """What answered a share of one day's requests."""
+
+    version: str
+    weight: int
+    digest: str | None
+    """None: nothing ran, and every request was an error."""
+    error_ratio: float
+    latency_ratio: float
+    score_shift: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedDay:
+    """One day's traffic; with the day's rows it determines every prediction record."""
+
+    day: str
+    arms: list[Arm]
+
+
+@dataclass(slots=True, kw_only=True)
+class Recorded:
+    """Labels that somebody recorded through the port, beside those of the world's own label pipeline."""
+
+    key: str
+    rows: list[tuple[str, float, str]]
+    """`request_id, label, available_at` (ISO)."""
+    n_new: int
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelState:
+    spec: dict[str, JsonValue]
+    truth: Truth
+    versions: list[Version] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+    alias_keys: dict[str, str] = field(default_factory=dict)
+    """Alias -> key of its last change."""
+    servers: dict[str, Server] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
+    """Versions that were ever started."""
+    route: RouteDocument | None = None
+    conditions: list[Condition] = field(default_factory=list)
+    days: list[ServedDay] = field(default_factory=list)
+    recorded: list[Recorded] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
+    quarantine_keys: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class Message:
+    key: str
+    title: str
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class WorldState:
+    seed: int
+    start: str
+    """First day of live traffic; the history ends before it."""
+    next_day: str
+    models: dict[str, ModelState] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    """By key."""
+    fitted: dict[str, Fitted] = field(default_factory=dict)
+    """By digest of the model."""
+    tracked: dict[str, str] = field(default_factory=dict)
+    """MLflow run id -> key of the training run that logged it."""
+    effects: list[Effect] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    n_started: int = 0
+    n_writes: int = 0

@@ -1,0 +1,101 @@
+"""One day's requests: who answered which row, with what score, how fast, and what was never answered."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from evals.world.fitting import Fitted
+from evals.world.records import LATENCY_BOUNDS_MS, Arm, ServedDay
+from evals.world.truth import Day, Floats
+
+BASE_LATENCY_MS = 4.0
+P_FLOOR = 1e-6
+
+
+@dataclass(slots=True, kw_only=True)
+class Answered:
+    """What the proxy counted of one version on one day."""
+
+    n_requests: int
+    n_errors: int
+    latency: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DayRecord:
+    predictions: pl.DataFrame
+    """Prediction records of the answered rows, in order of event time."""
+    by_version: Mapping[str, Answered]
+    expected: Floats
+    """The truth of the answered rows."""
+    n_unanswered: int
+
+    def harm(self, task: str) -> float:
+        """Sum over rows of the expected excess loss of the served scores over the truth."""
+        score = self.predictions["score"].to_numpy()
+        if task == "regression":
+            return float(((score - self.expected) ** 2).sum()) + self.n_unanswered
+        p = np.clip(self.expected, P_FLOOR, 1 - P_FLOOR)
+        q = np.clip(score, P_FLOOR, 1 - P_FLOOR)
+        return float((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum()) + self.n_unanswered
+
+
+@functools.lru_cache(maxsize=100_000)
+def position(model: str, entity: str) -> float:
+    """Where an entity stands in [0, 100); the same for ever, so assignment is sticky."""
+    digest = hashlib.blake2b(entity.encode(), key=model.encode()[:64], digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 * 100.0
+
+
+def record_day(rows: Day, served: ServedDay, *, fitted: Mapping[str, Fitted], model: str) -> DayRecord:
+    """Score every row with the arm that its entity is assigned to."""
+    frame = rows.frame
+    places = {entity: position(model, entity) for entity in frame["entity"].unique().to_list()}
+    place = np.array([places[entity] for entity in frame["entity"].to_list()], dtype=np.float64)
+    # Cumulative in route order: raising the last version's share keeps everybody who was on it.
+    upper = np.cumsum([arm.weight for arm in served.arms])
+    chosen = np.minimum(np.searchsorted(upper, place, side="right"), len(served.arms) - 1)
+    score = np.zeros(frame.height)
+    failed = np.zeros(frame.height, dtype=bool)
+    by_version: dict[str, Answered] = {}
+    for index, arm in enumerate(served.arms):
+        mine = np.flatnonzero(chosen == index)
+        rng = np.random.default_rng([zlib.crc32(f"{model}/{arm.version}/{served.day}".encode())])
+        failed[mine] = True if arm.digest is None else rng.random(len(mine)) < arm.error_ratio
+        if arm.digest is not None and len(mine):
+            score[mine] = _scores(fitted[arm.digest], frame[mine], arm)
+        by_version[arm.version] = Answered(
+            n_requests=len(mine), n_errors=int(failed[mine].sum()), latency=_latency(len(mine), arm, rng)
+        )
+    predictions = frame.with_columns(
+        pl.Series("version", [served.arms[i].version for i in chosen], pl.Utf8),
+        pl.lit(value=False).alias("mirrored"),
+        pl.Series("score", score, pl.Float64),
+        pl.lit([], pl.List(pl.Utf8)).alias("flags"),
+    )
+    order = ["request_id", "entity", "event_time", "version", "mirrored", "score", "flags"]
+    features = [name for name in frame.columns if name not in order]
+    return DayRecord(
+        predictions=predictions.select(*order, *features).filter(pl.Series(~failed)),
+        by_version=by_version,
+        expected=rows.expected[~failed],
+        n_unanswered=int(failed.sum()),
+    )
+
+
+def _scores(model: Fitted, frame: pl.DataFrame, arm: Arm) -> Floats:
+    score = model.score(frame) + arm.score_shift
+    return np.clip(score, 0.0, 1.0) if model.task == "binary" else score
+
+
+def _latency(n_requests: int, arm: Arm, rng: np.random.Generator) -> list[int]:
+    drawn = BASE_LATENCY_MS * arm.latency_ratio * np.exp(rng.normal(0.0, 0.4, n_requests))
+    cells = np.searchsorted(np.array(LATENCY_BOUNDS_MS), drawn, side="left")
+    return [int(n) for n in np.bincount(cells, minlength=len(LATENCY_BOUNDS_MS) + 1)]

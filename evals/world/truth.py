@@ -1,0 +1,240 @@
+"""The ground truth of a simulated model: its rows, the true P(y|x) behind them, and how both change over time.
+
+Every day is a pure function of (seed, model, day, truth), so nothing but settings has to be stored.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Literal, TypeAlias
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from state.spec import Feature, ModelSpec
+
+Floats: TypeAlias = NDArray[np.float64]
+LEVELS = ("a", "b", "c", "d")
+WORDS = ("late", "refund", "broken", "thanks", "again", "blue", "order", "size")
+DriftKind: TypeAlias = Literal[
+    "concept", "signal_loss", "prior", "covariate", "segment", "unit", "skew", "missing", "new_level", "label_flip",
+    "late_labels", "no_rows", "volume",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """One change of the world from `start` on. Dates are ISO days."""
+
+    kind: DriftKind
+    start: str
+    until: str | None = None
+    """First day without the change; None lasts for ever."""
+    magnitude: float = 1.0
+    """concept: 0-1 of a quarter turn of the true coefficients; signal_loss, missing, new_level, label_flip, skew:
+    a ratio; prior: logits; covariate: standard deviations; unit, volume: a factor; late_labels: extra days."""
+    features: tuple[str, ...] = ()
+    """The affected features; empty means all of the fitting type."""
+    level: str | None = None
+    """segment: the level of the first named feature inside which the concept turns."""
+    ramp_days: int = 0
+    """Days until the change has its full magnitude."""
+
+    def strength(self, day: date) -> float:
+        """Share of the magnitude that holds on `day`, 0 to 1."""
+        age = (day - date.fromisoformat(self.start)).days
+        if age < 0 or (self.until is not None and day >= date.fromisoformat(self.until)):
+            return 0.0
+        return min(1.0, (age + 1) / (self.ramp_days + 1))
+
+    def touches(self, feature: Feature) -> bool:
+        return not self.features or feature.name in self.features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """How much traffic a model gets and how predictable it is."""
+
+    rows_per_day: int = 300
+    history_days: int = 60
+    n_entities: int = 400
+    signal: float = 1.4
+    """Length of the true coefficient vector in standardised inputs: 1.4 gives a best possible AUC near 0.8."""
+    intercept: float = -1.0
+    day_sd: float = 0.15
+    """Every day shifts all logits by a draw of this size: rows of one day share its weather."""
+    noise_sd: float = 1.0
+    """Residual of a regression."""
+    unlabelled_ratio: float = 0.02
+    """Rows whose label never comes."""
+    drifts: list[Drift] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Day:
+    """One day's rows as recorded, and what is true about them."""
+
+    frame: pl.DataFrame
+    """`request_id, entity, event_time` and the features as every observer sees them."""
+    expected: Floats
+    """True P(y = 1 | x), or the true mean of a regression; shape (n_rows,)."""
+    outcome: Floats
+    """What really happened."""
+    labels: pl.DataFrame
+    """`request_id, label, available_at` as the label pipeline reports them; rows that never get one are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inputs:
+    recorded: dict[str, pl.Series]
+    effects: Floats
+    """Standardised contribution of each feature before its coefficient; shape (n_rows, n_features)."""
+
+
+def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
+    """The rows of `day`; the same arguments give the same rows."""
+    rng = np.random.default_rng([seed, zlib.crc32(spec.model.encode()), day.toordinal()])
+    # Faults draw from a source of their own, so that the healthy twin of a scenario has the same rows.
+    fault_rng = np.random.default_rng([seed, zlib.crc32(f"{spec.model}/faults".encode()), day.toordinal()])
+    n_rows = _row_count(truth, day, rng)
+    shares = {kind: _total(truth, kind, day) for kind in ("prior", "label_flip", "late_labels")}
+    inputs = _inputs(spec, truth, day, n_rows, rng, fault_rng)
+    score = _true_score(spec, truth, seed, day, inputs) + rng.normal(0.0, truth.day_sd) + shares["prior"]
+    if spec.task == "regression":
+        expected = score
+        outcome = score + rng.normal(0.0, truth.noise_sd, n_rows)
+    else:
+        expected = 1.0 / (1.0 + np.exp(-score))
+        outcome = (rng.random(n_rows) < expected).astype(np.float64)
+    seconds = np.sort(rng.integers(0, 86_400 * 1_000, n_rows)) * 1_000
+    midnight = datetime.combine(day, time(), UTC)
+    event_time = pl.Series("event_time", seconds).cast(pl.Duration("us")) + midnight
+    request_id = pl.Series("request_id", [f"{spec.model}-{day.isoformat()}-{i:06d}" for i in range(n_rows)], pl.Utf8)
+    entity = pl.Series("entity", [f"e{i:05d}" for i in rng.integers(0, truth.n_entities, n_rows)], pl.Utf8)
+    frame = pl.DataFrame([request_id, entity, event_time.cast(pl.Datetime("us", "UTC")), *inputs.recorded.values()])
+    reported = outcome.copy()
+    if spec.task != "regression":
+        flipped = fault_rng.random(n_rows) < shares["label_flip"]
+        reported[flipped] = 1.0 - reported[flipped]
+    delay = spec.data.label.delay + timedelta(days=shares["late_labels"])
+    labels = frame.select(
+        "request_id", pl.Series("label", reported, pl.Float64), (pl.col("event_time") + delay).alias("available_at")
+    ).filter(pl.Series(rng.random(n_rows) >= truth.unlabelled_ratio))
+    return Day(frame=frame, expected=expected, outcome=outcome, labels=labels)
+
+
+def _row_count(truth: Truth, day: date, rng: np.random.Generator) -> int:
+    n_rows = int(rng.poisson(truth.rows_per_day))
+    for drift in truth.drifts:
+        if drift.kind == "no_rows" and drift.strength(day) > 0:
+            return 0
+        if drift.kind == "volume" and drift.strength(day) > 0:
+            n_rows = int(n_rows * drift.magnitude)
+    return n_rows
+
+
+def _total(truth: Truth, kind: DriftKind, day: date) -> float:
+    return sum(drift.magnitude * drift.strength(day) for drift in truth.drifts if drift.kind == kind)
+
+
+def _feature_rng(seed: int, model: str, what: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(f"{model}/{what}".encode())])
+
+
+def _location(spec: ModelSpec, feature: Feature) -> tuple[float, float]:
+    """Mean and standard deviation of a numeric feature in its own unit, the same for every seed."""
+    if feature.low is not None and feature.high is not None:
+        return (feature.low + feature.high) / 2, (feature.high - feature.low) / 10
+    draw = _feature_rng(0, spec.model, feature.name).uniform(20.0, 80.0)
+    return float(draw), float(draw) / 6
+
+
+def _inputs(
+    spec: ModelSpec, truth: Truth, day: date, n_rows: int, rng: np.random.Generator, fault_rng: np.random.Generator
+) -> _Inputs:
+    recorded: dict[str, pl.Series] = {}
+    effects = np.zeros((n_rows, len(spec.features)))
+    for index, feature in enumerate(spec.features):
+        now = [
+            replace(drift, magnitude=drift.magnitude * drift.strength(day) if drift.kind != "unit" else drift.magnitude)
+            for drift in truth.drifts
+            if drift.touches(feature) and drift.strength(day) > 0
+        ]
+        shift = sum(drift.magnitude for drift in now if drift.kind == "covariate")
+        if feature.type == "numeric":
+            column, effects[:, index] = _numeric(spec, feature, shift, n_rows, rng)
+        elif feature.type == "boolean":
+            value = (rng.random(n_rows) < min(0.95, 0.5 + 0.15 * shift)).astype(np.float64)
+            column, effects[:, index] = pl.Series(feature.name, value, pl.Float32), 2 * value - 1
+        elif feature.type == "text":
+            words = rng.choice(np.array(WORDS), (n_rows, 3))
+            column = pl.Series(feature.name, [" ".join(row) for row in words], pl.Utf8)
+        else:
+            column, effects[:, index] = _levels(spec, feature, shift, n_rows, rng)
+        recorded[feature.name] = _spoiled(spec, feature, column, now, fault_rng)
+    return _Inputs(recorded=recorded, effects=effects)
+
+
+def _numeric(
+    spec: ModelSpec, feature: Feature, shift: float, n_rows: int, rng: np.random.Generator
+) -> tuple[pl.Series, Floats]:
+    mean, sd = _location(spec, feature)
+    z = np.clip(rng.normal(0.0, 1.0, n_rows), -4.9, 4.9) + shift
+    return pl.Series(feature.name, mean + sd * z, pl.Float32), z
+
+
+def _levels(
+    spec: ModelSpec, feature: Feature, shift: float, n_rows: int, rng: np.random.Generator
+) -> tuple[pl.Series, Floats]:
+    weights = np.exp(shift * np.linspace(-0.5, 0.5, len(LEVELS)))
+    index = np.searchsorted(np.cumsum(weights / weights.sum())[:-1], rng.random(n_rows), side="right")
+    effect = _feature_rng(0, spec.model, f"levels/{feature.name}").normal(0.0, 1.0, len(LEVELS))
+    values = np.array(LEVELS, dtype=object)[index].tolist()
+    return pl.Series(feature.name, values, pl.Utf8), (effect - effect.mean())[index]
+
+
+def _spoiled(
+    spec: ModelSpec, feature: Feature, column: pl.Series, drifts: list[Drift], rng: np.random.Generator
+) -> pl.Series:
+    """The column as every observer records it; what is true stays as it was."""
+    for drift in drifts:
+        hit = pl.Series(rng.random(len(column)) < drift.magnitude)
+        if drift.kind == "unit" and feature.type == "numeric":
+            column = (column * drift.magnitude).cast(pl.Float32)
+        elif drift.kind == "skew" and feature.type == "numeric":
+            column = column.set(hit, _location(spec, feature)[0])
+        elif drift.kind == "new_level" and feature.type == "categorical":
+            column = column.set(hit, "new")
+        elif drift.kind == "missing":
+            column = column.set(hit, None)
+    return column
+
+
+def _coefficients(spec: ModelSpec, truth: Truth, seed: int, day: date) -> Floats:
+    size = len(spec.features)
+    start, other = _feature_rng(seed, spec.model, "coefficients").normal(0.0, 1.0, (2, size))
+    start = start / np.linalg.norm(start)
+    other = other - start * (other @ start)
+    length = float(np.linalg.norm(other))
+    # One feature has no orthogonal direction: its concept turns by changing sign.
+    other = other / length if length > 1e-9 else -start
+    angle = min(1.0, _total(truth, "concept", day)) * math.pi / 2
+    lost = min(1.0, _total(truth, "signal_loss", day))
+    turned: Floats = truth.signal * (1.0 - lost) * (math.cos(angle) * start + math.sin(angle) * other)
+    return turned
+
+
+def _true_score(spec: ModelSpec, truth: Truth, seed: int, day: date, inputs: _Inputs) -> Floats:
+    beta = _coefficients(spec, truth, seed, day)
+    score: Floats = truth.intercept + inputs.effects @ beta
+    for drift in truth.drifts:
+        strength = drift.strength(day)
+        if drift.kind == "segment" and strength > 0 and drift.features:
+            inside = inputs.recorded[drift.features[0]].eq_missing(pl.Series([drift.level], dtype=pl.Utf8)).to_numpy()
+            turned = truth.intercept + inputs.effects @ beta * (1.0 - 2.0 * drift.magnitude * strength)
+            score = np.where(inside, turned, score)
+    return score

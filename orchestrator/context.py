@@ -1,0 +1,205 @@
+"""The facts that policy is asked with: counted from the ledger, read from the run, observed on the platform."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from orchestrator.actions import CATALOGUE
+from orchestrator.crew import Crew
+from policies.context import ContextValue, GivenValue, build_context
+from state import store
+from state.plans import ActionKind, Proposal
+from state.rows import ActionRow, EvidenceRow, GoalRow, IncidentRow, ModelRow, RolloutRow, RunRow, SwitchRow
+from state.spec import ModelSpec
+from state.store import Connection
+
+TRAININGS: tuple[ActionKind, ...] = ("train_candidates",)
+_HOUR, _DAY, _MONTH = timedelta(hours=1), timedelta(days=1), timedelta(days=30)
+REMEDY_COOLDOWN = timedelta(days=14)
+
+
+def policy_context(
+    crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, proposal: Proposal, *, approved_by: list[str]
+) -> dict[str, ContextValue]:
+    """The whole Cedar context for one proposal."""
+    given: dict[str, GivenValue] = {
+        "approved_by": approved_by,
+        **_people(conn, run, spec, proposal),
+        **_ledger_counts(crew, conn, proposal),
+        **_judgements(conn, run, spec),
+        **_data(crew, run, spec, proposal),
+        **_rollout(crew, conn, spec, proposal),
+    }
+    return build_context(given)
+
+
+def _people(conn: Connection, run: RunRow, spec: ModelSpec, proposal: Proposal) -> dict[str, GivenValue]:
+    halt, mode = store.get(conn, SwitchRow, "halt"), store.get(conn, SwitchRow, "mode")
+    model = store.get(conn, ModelRow, spec.model)
+    goal = store.get(conn, GoalRow, run.subject_id) if run.subject_kind == "goal" else None
+    cited = [store.get(conn, EvidenceRow, evidence_id) for evidence_id in proposal.evidence_ids]
+    return {
+        "halted": bool(halt and halt.body.get("on")),
+        "mode": str(mode.body.get("mode", "enforce")) if mode else "enforce",
+        "model_held": bool(model and model.held),
+        "autonomy": autonomy(spec, proposal.kind),
+        "dry_run": bool(goal and goal.goal.get("dry_run")),
+        "asked_by_person": goal is not None and goal.asked_by != "",
+        "approval_demanded": bool(goal and goal.goal.get("approval") == "always"),
+        "principal_matches": CATALOGUE[proposal.kind].agent == proposal.proposed_by,
+        "evidence_count": len(proposal.evidence_ids),
+        "evidence_known": all(row is not None and row.model == spec.model for row in cited),
+    }
+
+
+def autonomy(spec: ModelSpec, kind: ActionKind) -> str:
+    """Autonomy of one action: its own entry, else its group's, else `auto`."""
+    return spec.autonomy.get(kind) or spec.autonomy.get(CATALOGUE[kind].group) or "auto"
+
+
+def _ledger_counts(crew: Crew, conn: Connection, proposal: Proposal) -> dict[str, GivenValue]:
+    now = crew.clock.now()
+    actions = store.select(conn, ActionRow, model=proposal.model)
+    effects = [a for a in actions if CATALOGUE[a.kind].group != "read"]
+
+    def recent(rows: list[ActionRow], span: timedelta, *kinds: ActionKind) -> list[ActionRow]:
+        return [a for a in rows if now - a.created_at < span and (not kinds or a.kind in kinds)]
+
+    open_risky = [
+        a for a in actions
+        if CATALOGUE[a.kind].group == "risky" and a.state in ("intended", "acting", "unknown")
+    ]  # fmt: skip
+    minutes = sum(CATALOGUE[a.kind].compute_minutes for a in recent(actions, _DAY) if a.kind != "notify")
+    return {
+        "unknown_actions": sum(a.state == "unknown" for a in actions),
+        "open_risky_actions": len(open_risky),
+        "actions_last_hour": len(recent(effects, _HOUR)),
+        "actions_today": len(recent(effects, _DAY)),
+        "trainings_today": len(recent(actions, _DAY, *TRAININGS)),
+        "trainings_in_30d": len(recent(actions, _MONTH, *TRAININGS)),
+        "backtests_today": len(recent(actions, _DAY, "backtest_recipe")),
+        "restarts_today": len(recent(actions, _DAY, "restart_server")),
+        "compute_minutes_today": minutes + CATALOGUE[proposal.kind].compute_minutes,
+        "same_remedy_tried": _same_remedy(actions, proposal, now),
+    }
+
+
+def _same_remedy(actions: list[ActionRow], proposal: Proposal, now: datetime) -> bool:
+    """Whether the same recipe on the same cut was trained within the cooldown, for whatever incident."""
+    if proposal.kind != "train_candidates":
+        return False
+    remedy = (proposal.args.get("recipe_sha256"), proposal.args.get("end"))
+    return any(
+        a.kind == "train_candidates"
+        and (a.args.get("recipe_sha256"), a.args.get("end")) == remedy
+        and a.state in ("done", "verified")
+        and now - a.created_at < REMEDY_COOLDOWN
+        for a in actions
+    )
+
+
+def _judgements(conn: Connection, run: RunRow, spec: ModelSpec) -> dict[str, GivenValue]:
+    facts = run.facts
+    open_causes = {row.cause for row in store.select(conn, IncidentRow, model=spec.model, status="open")}
+    open_signals = {row.signal for row in store.select(conn, IncidentRow, model=spec.model, status="open")}
+    z = facts.get("paired_z")
+    return {
+        "loss_alarm_open": "loss_alarm" in open_signals,
+        "retraining_due": bool(open_signals & {"loss_alarm", "major_drift"}),
+        "data_fault_open": bool(open_causes & {"data_fault", "label_fault"}) and not _fault_contained(conn, spec.model),
+        "outcomes_affected": spec.outcomes == "affected",
+        "gates_evaluated": bool(facts.get("candidate_evaluated")),
+        "gates_passed": bool(facts.get("gates_passed")),
+        "paired_win": bool(facts.get("paired_win")),
+        "paired_z_x100": float(z) * 100 if isinstance(z, int | float) else None,
+        "canary_passed": bool(facts.get("canary_passed")),
+        "ab_verdict": str(facts.get("ab_verdict", "none")),
+        "ab_samples": _number(facts.get("ab_samples")),
+        "ab_minimum_samples": spec.rollout.ab_test.minimum_samples,
+        "sample_ratio_ok": bool(facts.get("sample_ratio_ok")),
+    }
+
+
+def _fault_contained(conn: Connection, model: str) -> bool:
+    """Whether every open data fault's days, so far, are quarantined."""
+    faults = [
+        row for row in store.select(conn, IncidentRow, model=model, status="open")
+        if row.cause in ("data_fault", "label_fault")
+    ]  # fmt: skip
+    return all(row.body.get("quarantined") == row.body.get("days") for row in faults)
+
+
+def _data(crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal) -> dict[str, GivenValue]:
+    rows, age = run.facts.get("labelled_rows"), run.facts.get("fresh_label_age_min")
+    given: dict[str, GivenValue] = {
+        "in_freeze_window": False,
+        "labelled_rows": _number(rows),
+        "fresh_label_age_min": _number(age),
+        "minimum_rows": minimum_rows(spec),
+    }
+    if proposal.kind == "quarantine_data":
+        days = proposal.args.get("days")
+        n_new = len(days) if isinstance(days, list) else 0
+        n_out = n_new + len(crew.platform.outcomes.quarantined(spec.model))
+        n_days = max(len(crew.platform.data.days(spec.model)), 1) + n_out
+        given |= {"quarantine_days": n_new, "quarantine_share_pct": 100 * n_out / n_days}
+    return given
+
+
+def minimum_rows(spec: ModelSpec) -> int:
+    """Labelled rows below which nobody should train: 20 a feature, at least 200."""
+    return max(200, 20 * len(spec.features))
+
+
+def _number(value: Any) -> float | int | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _rollout(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) -> dict[str, GivenValue]:
+    """Shares as they are now and as they would be, with the state of the versions concerned."""
+    version = proposal.args.get("version")
+    champion = champion_of(crew, spec.model)
+    route = crew.platform.mesh.read(spec.model)
+    present = dict(route.weights) if route is not None else {}
+    running = [r for r in store.select(conn, RolloutRow, model=spec.model, status="running") if r.candidate != version]
+    given: dict[str, GivenValue] = {
+        "is_first_version": champion is None,
+        "other_rollout_open": bool(running) and proposal.kind not in ("rollback", "retire_version"),
+        "max_pct": spec.rollout.max_percent,
+    }
+    if version is None:
+        return given
+    endpoint = crew.platform.servers.get(spec.model, str(version))
+    now_percent = present.get(str(version), 0)
+    weights = proposal.args.get("weights")
+    target = int(str(weights.get(str(version), 0))) if isinstance(weights, dict) else now_percent
+    given |= {
+        "candidate_ready": bool(endpoint and endpoint.ready),
+        "version_traffic_pct": now_percent,
+        "target_pct": target,
+        "step_pct": target - now_percent,
+        "rollback_target_healthy": bool(endpoint and endpoint.ready),
+        "is_rollback_target": _is_rollback_target(conn, spec.model, str(version), champion),
+    }
+    return given
+
+
+def _is_rollback_target(conn: Connection, model: str, version: str, champion: str | None) -> bool:
+    """The champion itself, or the previous version while its successor still bakes."""
+    baking = [
+        row for row in store.select(conn, RolloutRow, model=model, status="running")
+        if row.phase == "bake" and row.stable == version
+    ]  # fmt: skip
+    return version == champion or bool(baking)
+
+
+def champion_of(crew: Crew, model: str) -> str | None:
+    """The version that the registry calls champion."""
+    return next((v.version for v in crew.platform.registry.versions(model) if "champion" in v.aliases), None)
+
+
+def last_traffic_key(conn: Connection, model: str) -> str:
+    """Key of the newest verified traffic change of the model; empty before the first."""
+    row = store.get(conn, SwitchRow, f"traffic/{model}")
+    return str(row.body["key"]) if row is not None else ""

@@ -1,0 +1,269 @@
+"""What a verified action makes true in the shared state: facts of its run, the rollout's row, the champion, holds."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from pydantic import JsonValue
+
+from agents.base import Situation
+from agents.training import gates_learned, judge_pairs
+from orchestrator.actions import CATALOGUE
+from orchestrator.crew import Crew, keep_evidence, observe
+from state import store
+from state.ledger import CommittedIntent
+from state.plans import ActionOutcome
+from state.rows import DetectorRow, EvidenceRow, IncidentRow, ModelRow, RolloutRow, RunRow, SwitchRow
+from state.spec import ModelSpec
+from state.store import Connection, Fence
+
+JUDGED = frozenset(
+    {"canary_passed", "ab_cleared", "gates_evaluated", "gates_cleared", "training_justified", "fault_contained"}
+)
+"""Facts that an agent's judgement establishes, not the mere success of an action."""
+TRAFFIC = frozenset({"shift_traffic", "run_ab_test", "promote", "rollback", "stage_version", "retire_version"})
+
+
+def apply_verified(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, *, fence: Fence
+) -> None:
+    """Write what `outcome` makes true; joins the transaction that marks the action verified."""
+    declared = CATALOGUE[intent.kind]
+    for name in declared.ends:
+        run.facts[name] = False
+    for name in declared.makes - JUDGED:
+        run.facts[name] = True
+    if intent.kind in TRAFFIC:
+        store.put(conn, SwitchRow(id=f"traffic/{intent.model}", body={"key": intent.key}), fence=fence)
+    _SPECIFIC.get(intent.kind, _nothing)(crew, conn, run, intent, outcome, fence)
+    run.body["pinned"] = {}
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _backtested(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    """The paired verdict: a win justifies training, a loss is recorded as a refusal."""
+    spec = crew.platform.specs[intent.model]
+    paired = judge_pairs(spec, outcome.observed)
+    evidence_id = keep_evidence(
+        crew, conn, model=intent.model, topic="backtest", fence=fence,
+        body={"args": intent.args, "blocks": outcome.observed.get("blocks", []), "paired": paired},
+    )  # fmt: skip
+    won = paired["verdict"] == "win"
+    run.facts |= {
+        "remedy_known": True, "training_justified": won, "paired_win": won,
+        "paired_z": paired["z"], "paired_verdict": paired["verdict"], "paired_evidence": evidence_id,
+    }  # fmt: skip
+    observe(
+        crew, conn, model=intent.model, topic="backtest", verdict=str(paired["verdict"]), run_id=run.id,
+        incident_id=run.subject_id if run.subject_kind == "incident" else None, actor='Agent::"training"',
+        summary=_paired_sentence(spec, intent, paired), details={**paired, "args": dict(intent.args)},
+        evidence_ids=[evidence_id],
+    )  # fmt: skip
+
+
+def _paired_sentence(spec: ModelSpec, intent: CommittedIntent, paired: dict[str, JsonValue]) -> str:
+    z, n = float(str(paired["z"])), paired["n_blocks"]
+    what = {
+        "win": "the newer fit is better: the recipe wins",
+        "lose": f"not enough for a win (z of at least {spec.monitoring.win_z} is needed): the champion stays",
+        "no_verdict": "too few common blocks for a verdict",
+    }[str(paired["verdict"])]
+    return (
+        f"Paired comparison with version {intent.args.get('champion')} over {n} blocks on {spec.objective.metric}: "
+        f"mean loss difference {float(str(paired['mean_difference'])):+.4f}, z {z:.2f} - {what}."
+    )
+
+
+def _trained(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    evidence_id = keep_evidence(
+        crew, conn, model=intent.model, topic="training", fence=fence,
+        body={"args": intent.args, "outputs": dict(outcome.observed)},
+    )  # fmt: skip
+    run.facts |= {
+        "mlflow_run_id": outcome.observed["mlflow_run_id"],
+        "gates": outcome.observed["gates"],
+        "training_evidence": evidence_id,
+        "training_key": intent.key,
+    }
+
+
+def _evaluated(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    """An existing version was scored beside the champion: its gates and its paired verdict are known now."""
+    spec = crew.platform.specs[intent.model]
+    _backtested(crew, conn, run, intent, outcome, fence)
+    run.facts["training_justified"] = False
+    move = gates_learned(
+        situation_stub(spec, run, asked_by_person=run.subject_kind == "goal"),
+        cast(list[dict[str, Any]], outcome.observed["gates"]),
+    )
+    run.facts |= move.facts
+    observe(
+        crew, conn, model=intent.model, topic="gates", verdict=move.verdict, run_id=run.id, summary=move.summary,
+        actor='Agent::"training"', details=move.details,
+    )  # fmt: skip
+
+
+def situation_stub(spec: ModelSpec, run: RunRow, *, asked_by_person: bool) -> Situation:
+    """The little that judging gates needs."""
+    return Situation(
+        model=spec.model, spec=spec, spec_sha256="", now=run.started_at, step="evaluate_candidate",
+        subject_id=run.subject_id, run_id=run.id, cause="", facts=run.facts, pinned={}, champion=None, previous=None,
+        candidate=None, last_traffic_key="", rollout=None, asked_by_person=asked_by_person,
+    )  # fmt: skip
+
+
+def _registered(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    run.facts["candidate"] = outcome.observed["version"]
+
+
+def _staged(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    row = _rollout(conn, intent)
+    if row is not None:
+        row.phase = "staged"
+        row.body |= {"step": -1, "weights": outcome.observed.get("weights", {}), "since": crew.clock.now().isoformat()}
+        store.put(conn, row, fence=fence)
+
+
+def _shifted(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    row = _rollout(conn, intent)
+    if row is None:
+        return
+    if "corrects" not in intent.args:
+        row.body["step"] = int(str(row.body.get("step", -1))) + 1
+    row.phase = "canary"
+    _note_weights(crew, conn, row, outcome, fence)
+
+
+def _tested(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    row = _rollout(conn, intent)
+    if row is not None:
+        row.phase = "ab_test"
+        _note_weights(crew, conn, row, outcome, fence)
+
+
+def _note_weights(crew: Crew, conn: Connection, row: RolloutRow, outcome: ActionOutcome, fence: Fence) -> None:
+    row.body |= {
+        "weights": outcome.observed["weights"],
+        "samples": outcome.observed["samples"],
+        "since": crew.clock.now().isoformat(),
+    }
+    store.put(conn, row, fence=fence)
+
+
+def _promoted(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    """The roles swap; the bake window begins, and the detector of the new champion starts from its own reference."""
+    version = str(intent.args["version"])
+    model = store.get(conn, ModelRow, intent.model)
+    if model is not None:
+        model.status = "live"
+        store.put(conn, model, fence=fence)
+    detector = DetectorRow(
+        id=f"{intent.model}/champion", model=intent.model,
+        state={"version": version, "since": crew.clock.now().isoformat(), "previous": intent.args.get("previous")},
+    )  # fmt: skip
+    store.put(conn, detector, fence=fence)
+    _keep_reference(conn, run, intent.model, version, fence)
+    row = _rollout(conn, intent)
+    if row is None:
+        return
+    if row.stable is None:
+        row.phase, row.status, row.finished_at = "initialised", "completed", crew.clock.now()
+    else:
+        row.phase = "bake"
+        before, after = row.body.get("samples"), outcome.observed["samples"]
+        if isinstance(before, dict) and isinstance(after, dict) and row.stable in before and row.stable in after:
+            row.body["baseline"] = {"before": before[row.stable], "after": after[row.stable]}
+    _note_weights(crew, conn, row, outcome, fence)
+
+
+def _keep_reference(conn: Connection, run: RunRow, model: str, version: str, fence: Fence) -> None:
+    """The version's out-of-sample block losses, from its training or its evaluation: what its detector is held against."""
+    training = store.get(conn, EvidenceRow, str(run.facts.get("training_evidence", "")))
+    paired = store.get(conn, EvidenceRow, str(run.facts.get("paired_evidence", "")))
+    losses: list[Any] = []
+    if training is not None:
+        outputs = cast(dict[str, Any], training.body["outputs"])
+        losses = [block["loss"] for block in outputs["reference_blocks"]]
+    elif paired is not None:
+        losses = [block["challenger_loss"] for block in cast(list[dict[str, Any]], paired.body["blocks"])]
+    known = [loss for loss in losses if loss is not None]
+    row = DetectorRow(id=f"{model}/reference/{version}", model=model, state={"losses": known})
+    store.put(conn, row, fence=fence)
+
+
+def _rolled_back(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    row = _rollout(conn, intent)
+    if row is not None:
+        row.status, row.phase, row.finished_at = "rolled_back", "rolled_back", crew.clock.now()
+        _note_weights(crew, conn, row, outcome, fence)
+    champion = DetectorRow(
+        id=f"{intent.model}/champion", model=intent.model,
+        state={"version": intent.args["to"], "since": crew.clock.now().isoformat(), "previous": None},
+    )  # fmt: skip
+    known = store.get(conn, DetectorRow, champion.id)
+    if known is None or known.state.get("version") != intent.args["to"]:
+        store.put(conn, champion, fence=fence)
+    run.facts["retire"] = intent.args["version"]
+
+
+def _quarantined(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    incident = store.get(conn, IncidentRow, run.subject_id)
+    if incident is not None:
+        days = incident.body.get("quarantined")
+        known = list(days) if isinstance(days, list) else []
+        new = intent.args["days"]
+        incident.body["quarantined"] = sorted({*known, *(new if isinstance(new, list) else [])})  # type: ignore[type-var]
+        store.put(conn, incident, fence=fence)
+        run.facts["fault_contained"] = incident.body["quarantined"] == incident.body.get("days")
+
+
+def _held(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    model = store.get(conn, ModelRow, intent.model)
+    if model is not None:
+        model.held = intent.kind == "hold"
+        store.put(conn, model, fence=fence)
+
+
+def _rollout(conn: Connection, intent: CommittedIntent) -> RolloutRow | None:
+    return store.get(conn, RolloutRow, str(intent.args.get("rollout", "")))
+
+
+_SPECIFIC = {
+    "backtest_recipe": _backtested,
+    "train_candidates": _trained,
+    "evaluate_candidate": _evaluated,
+    "register_candidate": _registered,
+    "stage_version": _staged,
+    "shift_traffic": _shifted,
+    "run_ab_test": _tested,
+    "promote": _promoted,
+    "rollback": _rolled_back,
+    "quarantine_data": _quarantined,
+    "hold": _held,
+    "resume": _held,
+}

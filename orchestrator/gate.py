@@ -1,0 +1,229 @@
+"""The gate: facts, policy verdict, approval, intent. Nothing reaches an agent's hands on any other way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from pydantic import JsonValue
+
+from orchestrator.actions import CATALOGUE
+from orchestrator.context import policy_context
+from orchestrator.crew import Crew, agent_uid, tell
+from policies.context import ContextValue, discrete_facts
+from policies.engine import ModelResource, PolicyRequest, Verdict
+from state import ledger, log, store
+from state.canonical import action_key, digest
+from state.decisions import ActionDecided, ApprovalChanged
+from state.ledger import CommittedIntent
+from state.plans import Proposal
+from state.rows import ApprovalRow, RunRow
+from state.spec import ModelSpec
+from state.store import Connection, Fence
+
+APPROVAL_TTL = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """What the gate made of one proposal."""
+
+    verdict: Literal["allow", "deny", "needs_approval", "settled"]
+    key: str
+    intent: CommittedIntent | None = None
+    reason: str = ""
+    rules: tuple[str, ...] = ()
+
+
+def rule(crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal, *, fence: Fence) -> Ruling:
+    """Ask policy about `proposal`; commit an intent where it is allowed. One transaction.
+
+    An action that the ledger already holds is not asked again while it is under way: `settled` says that its outcome
+    is known, and an open one comes back as its own intent.
+    """
+    with crew.db.transaction() as conn:
+        attempt = ledger.next_attempt(conn, proposal.subject_id, proposal.kind, proposal.args)
+        key = action_key(subject_id=proposal.subject_id, kind=proposal.kind, args=proposal.args, attempt=attempt)
+        held = ledger.get(conn, key)
+        if held is not None:
+            if held.state in ("verified", "reverted", "done"):
+                return Ruling(verdict="settled", key=key)
+            return Ruling(verdict="allow", key=key, intent=ledger.reopen(conn, key, fence))
+        approval = _usable_approval(conn, key)
+        approved_by = list(approval.roles) if approval is not None else []
+        context = policy_context(crew, conn, run, spec, proposal, approved_by=approved_by)
+        request = _request(spec, proposal, context)
+        verdict = crew.policy.decide(request)
+        binding = _binding(crew, proposal, key, context)
+        if approval is not None and (approval.binding_sha256 != binding or verdict.effect != "allow"):
+            _change_approval(
+                crew, conn, approval, "void", "the evidence, the facts or the policy changed since the answer"
+            )
+            context = policy_context(crew, conn, run, spec, proposal, approved_by=[])
+            request = _request(spec, proposal, context)
+            verdict, approval = crew.policy.decide(request), None
+            binding = _binding(crew, proposal, key, context)
+        decided = _decided(crew, run, proposal, key, request, verdict, approval)
+        if verdict.effect == "allow":
+            intent = ledger.commit(
+                conn, proposal, key=key, attempt=attempt, prior=prior_state(crew, proposal),
+                facts_sha256=decided.facts_sha256, policy_sha256=crew.policy.sha256,
+                approval_id=approval.id if approval else None, run_id=run.id, decision=decided, fence=fence,
+                at=decided.at,
+            )  # fmt: skip
+            if approval is not None:
+                _change_approval(crew, conn, approval, "used", "")
+            return Ruling(verdict="allow", key=key, intent=intent, rules=verdict.rules)
+        if verdict.effect == "needs_approval":
+            _ask(crew, conn, run, proposal, key, verdict, binding, decided, fence)
+            return Ruling(verdict="needs_approval", key=key, reason=verdict.why, rules=verdict.rules)
+        _record_denial(conn, run, decided, fence)
+        return Ruling(verdict="deny", key=key, reason=verdict.why, rules=verdict.rules)
+
+
+def prior_state(crew: Crew, proposal: Proposal) -> dict[str, JsonValue]:
+    """What an undo would need: the route's weights before a traffic action."""
+    if CATALOGUE[proposal.kind].group != "risky":
+        return {}
+    route = crew.platform.mesh.read(proposal.model)
+    return {"weights": dict(route.weights), "revision": route.revision} if route is not None else {}
+
+
+def _request(spec: ModelSpec, proposal: Proposal, context: dict[str, ContextValue]) -> PolicyRequest:
+    return PolicyRequest(
+        principal={"type": "Agent", "id": proposal.proposed_by},
+        action=proposal.kind,
+        resource=ModelResource(model=spec.model, tier=spec.tier, owner=spec.owner, environment=spec.environment),
+        context=context,
+    )
+
+
+def _binding(crew: Crew, proposal: Proposal, key: str, context: dict[str, ContextValue]) -> str:
+    """What an approval is good for: this action, under this policy, on this evidence and these judgements.
+
+    Counts and ages tick by themselves and void nothing.
+    """
+    return digest(
+        {
+            "action_key": key,
+            "policy": crew.policy.sha256,
+            "evidence": sorted(proposal.evidence_ids),
+            "facts": discrete_facts(context),
+        }
+    )
+
+
+def _decided(
+    crew: Crew,
+    run: RunRow,
+    proposal: Proposal,
+    key: str,
+    request: PolicyRequest,
+    verdict: Verdict,
+    approval: ApprovalRow | None,
+) -> ActionDecided:
+    resource = request.resource
+    return ActionDecided(
+        **crew.stamp(),
+        model=proposal.model,
+        run_id=run.id,
+        incident_id=run.subject_id if run.subject_kind == "incident" else None,
+        actor=agent_uid(proposal.proposed_by),
+        summary=f"{proposal.kind.replace('_', ' ')} of {proposal.model}: {verdict.effect.replace('_', ' ')}"
+        + (f" - {verdict.why}" if verdict.effect != "allow" else f" - {proposal.reason}"),
+        action=proposal.kind,
+        action_key=key,
+        args=proposal.args,
+        verdict=verdict.effect,
+        rules=list(verdict.rules),
+        roles=list(verdict.roles),
+        reason=proposal.reason,
+        principal=agent_uid(proposal.proposed_by),
+        resource={
+            "model": resource.model, "tier": resource.tier,
+            "owner": resource.owner, "environment": resource.environment,
+        },
+        facts={name: list(v) if isinstance(v, list) else v for name, v in request.context.items()},
+        facts_sha256=digest(request.context),
+        policy_sha256=crew.policy.sha256,
+        approval_id=approval.id if approval else None,
+        evidence_ids=proposal.evidence_ids,
+    )  # fmt: skip
+
+
+def _usable_approval(conn: Connection, key: str) -> ApprovalRow | None:
+    found = store.select(conn, ApprovalRow, action_key=key, status="approved")
+    return found[-1] if found else None
+
+
+def _ask(
+    crew: Crew,
+    conn: Connection,
+    run: RunRow,
+    proposal: Proposal,
+    key: str,
+    verdict: Verdict,
+    binding: str,
+    decided: ActionDecided,
+    fence: Fence,
+) -> None:
+    """Store the question once; a pending one on other evidence is void and asked anew."""
+    for pending in store.select(conn, ApprovalRow, action_key=key, status="pending"):
+        if pending.binding_sha256 == binding:
+            return
+        _change_approval(crew, conn, pending, "void", "the evidence or the facts changed before an answer came")
+    log.append(conn, decided)
+    now = crew.clock.now()
+    row = ApprovalRow(
+        id=crew.ids.new_id(), model=proposal.model, status="pending", action_key=key, action=proposal.kind,
+        args=proposal.args, binding_sha256=binding, roles=list(verdict.roles),
+        reason=f"{proposal.reason}. {verdict.why}", asked_at=now, expires_at=now + APPROVAL_TTL, run_id=run.id,
+    )  # fmt: skip
+    store.put(conn, row, fence=fence)
+    log.append(conn, _approval_record(crew, row, "asked", row.reason))
+    tell(
+        crew, conn, key=row.id, title=f"{proposal.model}: {proposal.kind} needs {', '.join(verdict.roles)}",
+        text=f"{row.reason} Answer with: steady approve {row.id}",
+    )  # fmt: skip
+
+
+def _record_denial(conn: Connection, run: RunRow, decided: ActionDecided, fence: Fence) -> None:
+    """A denial is a decision; the same denial on the next tick is the same one."""
+    last = run.body.get("denied")
+    now: dict[str, JsonValue] = {"key": decided.action_key, "rules": list(decided.rules)}
+    if last != now:
+        log.append(conn, decided)
+        run.body["denied"] = now
+        store.put(conn, run, fence=fence)
+
+
+def expire_approvals(crew: Crew, model: str) -> None:
+    """Give every question whose time has passed its declared outcome."""
+    with crew.db.transaction() as conn:
+        for row in store.select(conn, ApprovalRow, model=model, status="pending"):
+            if crew.clock.now() < row.expires_at:
+                continue
+            if row.on_expiry == "allow":
+                row.answered_by = "expiry"
+                _change_approval(crew, conn, row, "approved", "nobody answered; the declared outcome is allow")
+            else:
+                _change_approval(crew, conn, row, "expired", "nobody answered in time; the declared outcome is deny")
+
+
+def _change_approval(
+    crew: Crew, conn: Connection, row: ApprovalRow, change: Literal["approved", "expired", "used", "void"], reason: str
+) -> None:
+    row.status = change
+    store.put(conn, row, fence=None)
+    log.append(conn, _approval_record(crew, row, change, reason))
+
+
+def _approval_record(
+    crew: Crew, row: ApprovalRow, change: Literal["asked", "approved", "expired", "used", "void"], reason: str
+) -> ApprovalChanged:
+    return ApprovalChanged(
+        **crew.stamp(), model=row.model, run_id=row.run_id, actor='System::"gate"',
+        summary=f"Approval {row.id} for {row.action}: {change}.", approval_id=row.id, change=change, action=row.action,
+        action_key=row.action_key, roles=row.roles, reason=reason,
+    )  # fmt: skip

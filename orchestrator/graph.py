@@ -1,0 +1,298 @@
+"""The orchestrator's graph: plan, consult the specialist, authorise, act. One effect per node; the SQL rows say what is next.
+
+A thread belongs to one run and one plan revision and may be deleted at any moment: every node reads the run from SQL
+and writes what it changed back before it ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypedDict, cast
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import Runtime
+
+from agents import data_validation, deployment, feature_engineering, monitoring, training
+from agents.base import MOVES, Learned, Propose, Situation, Specialist, Wait
+from orchestrator.actions import CATALOGUE
+from orchestrator.crew import Crew, observe, tell
+from orchestrator.execute import carry_out
+from orchestrator.gate import Ruling, rule
+from orchestrator.planner import NoPlan, plan
+from orchestrator.runs import DENIED_DAYS, Aim, aim, end_run
+from orchestrator.situation import situation_of, true_facts
+from state import ledger, store
+from state.canonical import digest
+from state.plans import ActionKind, AgentName, Plan, Proposal
+from state.rows import RolloutRow, RunRow
+from state.spec import ModelSpec
+from state.store import Connection, Fence
+
+SPECIALISTS: dict[AgentName, Specialist] = {
+    "data_validation": data_validation.GRAPH,
+    "feature_engineering": feature_engineering.GRAPH,
+    "training": training.GRAPH,
+    "deployment": deployment.GRAPH,
+    "monitoring": monitoring.GRAPH,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """The runtime context of one advance: who works, under which lease, on which model."""
+
+    crew: Crew
+    fence: Fence
+    spec: ModelSpec
+
+
+class AdvanceState(TypedDict, total=False):
+    """JSON only."""
+
+    run_id: str
+    step: str
+    situation: dict[str, Any]
+    move: dict[str, Any]
+    proposal: dict[str, Any]
+    action_key: str
+    progressed: bool
+    """Whether something was written that makes another look worth while now."""
+
+
+Graph = CompiledStateGraph[AdvanceState, Desk, AdvanceState, AdvanceState]
+
+
+def plan_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
+    """What the run works toward, the plan that reaches it, and the first step that is not done."""
+    desk = runtime.context
+    with desk.crew.db.transaction() as conn:
+        run = _run(conn, state)
+        goal = aim(desk.crew, conn, run, desk.spec)
+        if goal.move == "end":
+            end_run(desk.crew, conn, run, goal.outcome, fence=desk.fence)
+            return {"step": "", "progressed": True}
+        if goal.move == "wait":
+            _wait(conn, run, goal.waits_for, goal, desk.fence)
+            return {"step": "", "progressed": False}
+        step = _next_step(desk, conn, run, goal)
+        if step is None:
+            return {"step": "", "progressed": False}
+        if step == "stage_version":
+            _open_rollout(desk, conn, run)
+        store.put(conn, run, fence=desk.fence)
+    situation = situation_of(desk.crew, run, desk.spec, step)
+    return {"step": step, "situation": situation.model_dump(mode="json"), "progressed": False}
+
+
+def _next_step(desk: Desk, conn: Connection, run: RunRow, goal: Aim) -> ActionKind | None:
+    """The plan's first step whose effects do not all hold; a new plan where the old one no longer fits."""
+    facts = true_facts(run)
+    missing = goal.facts - facts
+    current = Plan.model_validate(run.plan) if run.plan else None
+    fits = current is not None and set(current.goal_facts) == set(goal.facts)
+    if fits and current is not None:
+        for step in current.steps:
+            if not CATALOGUE[step.kind].makes <= facts:
+                if CATALOGUE[step.kind].needs <= facts:
+                    return step.kind
+                break
+    try:
+        made = plan(facts, goal.facts)
+    except NoPlan as exc:
+        _wait(conn, run, f"a person: {exc}", None, desk.fence)
+        _call_once(desk, conn, run, f"no plan reaches {', '.join(sorted(missing))}: {exc}")
+        return None
+    run.plan, run.plan_revision = made.model_dump(mode="json"), run.plan_revision + 1
+    run.body["pinned"] = {}
+    observe(
+        desk.crew, conn, model=run.model, topic="plan", verdict=" -> ".join(step.kind for step in made.steps),
+        summary=made.explanation, run_id=run.id, incident_id=_incident(run), details={"plan": run.plan},
+    )  # fmt: skip
+    return made.steps[0].kind if made.steps else None
+
+
+def _open_rollout(desk: Desk, conn: Connection, run: RunRow) -> None:
+    """A rollout row with an id of its own before anything is staged; a retry gets a new one."""
+    candidate = str(run.facts["candidate"])
+    known = store.get(conn, RolloutRow, str(run.body.get("rollout_id", "")))
+    if known is not None and known.status == "running" and known.candidate == candidate:
+        return
+    stable = desk.crew.platform.registry.versions(run.model)
+    champion = next((v.version for v in stable if "champion" in v.aliases), None)
+    row = RolloutRow(
+        id=desk.crew.ids.new_id(), model=run.model, status="running", candidate=candidate, stable=champion,
+        phase="new", started_at=desk.crew.clock.now(),
+    )  # fmt: skip
+    store.put(conn, row, fence=desk.fence)
+    run.body["rollout_id"] = row.id
+
+
+def consult_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
+    """Ask the agent that owns the step for its next move."""
+    kind = cast(ActionKind, state["step"])
+    specialist = SPECIALISTS[CATALOGUE[kind].agent]
+    answer = specialist.invoke({"situation": state["situation"]}, context=runtime.context.crew.platform)
+    return {"move": answer["move"]}
+
+
+def authorise_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
+    """Write a judgement or a wait down; take a proposal through the gate."""
+    desk = runtime.context
+    move = MOVES.validate_python(state["move"])
+    situation = Situation.model_validate(state["situation"])
+    if isinstance(move, Learned):
+        _learn(desk, state, situation, move)
+        return {"proposal": {}, "progressed": True}
+    with desk.crew.db.transaction() as conn:
+        run = _run(conn, state)
+        if isinstance(move, Wait):
+            wake = Aim(move="wait", waits_for=move.waits_for, wake_at=move.until)
+            _wait(conn, run, move.waits_for, wake, desk.fence)
+            return {"proposal": {}, "progressed": False}
+        assert isinstance(move, Propose)
+        if run.body.get("pinned") != {move.proposal.kind: move.proposal.args}:
+            run.body["pinned"] = {move.proposal.kind: move.proposal.args}
+            store.put(conn, run, fence=desk.fence)
+    ruling = rule(desk.crew, run, desk.spec, move.proposal, fence=desk.fence)
+    return _after_ruling(desk, state, move.proposal, ruling)
+
+
+def _after_ruling(desk: Desk, state: AdvanceState, proposal: Proposal, ruling: Ruling) -> AdvanceState:
+    crew = desk.crew
+    if ruling.verdict == "allow":
+        crew.say(proposal.proposed_by, f"{proposal.kind.replace('_', ' ')}: {proposal.reason}")
+        return {"proposal": proposal.model_dump(mode="json"), "action_key": ruling.key, "progressed": True}
+    with crew.db.transaction() as conn:
+        run = _run(conn, state)
+        if ruling.verdict == "settled":
+            # The world already has it: another run, or this one before a crash, did exactly this.
+            run.body["pinned"] = {}
+            store.put(conn, run, fence=desk.fence)
+            return {"proposal": {}, "progressed": False}
+        if ruling.verdict == "needs_approval":
+            _wait(conn, run, f"approval of {proposal.kind}: {ruling.reason}", None, desk.fence)
+            return {"proposal": {}, "progressed": False}
+        _denied(desk, conn, run, proposal, ruling)
+        return {"proposal": {}, "progressed": run.status == "finished" or bool(run.facts.get("canary_failed"))}
+
+
+def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, ruling: Ruling) -> None:
+    """A denied promotion takes the candidate off; a remedy that may not be repeated goes to a person; the rest asks again."""
+    crew = desk.crew
+    crew.say("orchestrator", f"{proposal.kind.replace('_', ' ')} denied: {ruling.reason}")
+    now = crew.clock.now()
+    first = str(run.body.setdefault("denied_since", now.isoformat()))
+    if proposal.kind == "promote" and not _passing(ruling):
+        run.facts["canary_failed"] = True
+        run.facts["story"] = f"promotion denied: {ruling.reason}"
+    elif "same-remedy" in ruling.rules or first <= (now - DENIED_DAYS).isoformat():
+        _call_once(desk, conn, run, f"{proposal.kind} is denied: {ruling.reason}")
+        end_run(crew, conn, run, "escalated", fence=desk.fence)
+        return
+    wake = Aim(move="wait", waits_for=f"policy: {ruling.reason}", wake_at=now + timedelta(hours=6))
+    _wait(conn, run, wake.waits_for, wake, desk.fence)
+
+
+_PASSING = frozenset({"kill-switch", "halted", "model-held", "advise-mode", "one-risky-action", "unknown-effects",
+                      "actions-per-hour", "actions-per-day", "freeze", "freeze-window", "training-on-bad-data",
+                      "stale-labels", "one-rollout"})  # fmt: skip
+"""Denials that pass by themselves or by a person's hand: the promotion waits rather than fails."""
+
+
+def _passing(ruling: Ruling) -> bool:
+    return all(name in _PASSING or name.startswith(("autonomy", "halt", "hold", "kill")) for name in ruling.rules)
+
+
+def _learn(desk: Desk, state: AdvanceState, situation: Situation, move: Learned) -> None:
+    """A judgement establishes facts and is a decision of its own."""
+    agent = CATALOGUE[situation.step].agent
+    with desk.crew.db.transaction() as conn:
+        run = _run(conn, state)
+        run.facts |= move.facts
+        run.body["pinned"] = {}
+        run.status, run.wake_at, run.waits_for = "ready", None, ""
+        if move.verdict in ("failed", "worse", "inconclusive"):
+            run.facts["story"] = move.summary
+        if move.facts.get("held_by_edit"):
+            _wait(conn, run, "a person: somebody took traffic off the candidate by hand", None, desk.fence)
+            _call_once(desk, conn, run, move.summary)
+        store.put(conn, run, fence=desk.fence)
+        observe(
+            desk.crew, conn, model=run.model, topic=move.topic, verdict=move.verdict, summary=move.summary,
+            actor=f'Agent::"{agent}"', run_id=run.id, incident_id=_incident(run), details=move.details,
+        )  # fmt: skip
+    desk.crew.say(agent, move.summary)
+
+
+def act_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
+    """Let the agent carry out the committed intent. The only node with an effect on the outside world."""
+    desk = runtime.context
+    with desk.crew.db.transaction() as conn:
+        run = _run(conn, state)
+        run.body.pop("denied_since", None)
+        intent = ledger.reopen(conn, state["action_key"], desk.fence)
+    outcome = carry_out(desk.crew, run, intent, fence=desk.fence)
+    with desk.crew.db.transaction() as conn:
+        run = _run(conn, state)
+        if outcome.status == "running":
+            _wait(conn, run, f"{intent.kind}: {outcome.message}", None, desk.fence)
+        elif outcome.status == "failed":
+            _failed(desk, conn, run, intent.kind, outcome.message)
+        else:
+            run.status, run.wake_at, run.waits_for = "ready", None, ""
+            store.put(conn, run, fence=desk.fence)
+    return {"progressed": outcome.status in ("done", "failed")}
+
+
+MAX_FAILURES = 3
+
+
+def _failed(desk: Desk, conn: Connection, run: RunRow, kind: ActionKind, message: str) -> None:
+    """A recorded failure raises the attempt; after three in a row the same remedy is not tried again."""
+    failures = int(str(run.body.get("failures", 0))) + 1
+    run.body["failures"], run.body["pinned"] = failures, {}
+    desk.crew.say(CATALOGUE[kind].agent, f"{kind.replace('_', ' ')} failed: {message}")
+    if failures >= MAX_FAILURES:
+        _call_once(desk, conn, run, f"{kind} failed {failures} times, last with: {message}")
+        end_run(desk.crew, conn, run, "escalated", fence=desk.fence)
+        return
+    wake = Aim(move="wait", waits_for=f"another attempt at {kind}", wake_at=desk.crew.clock.now() + timedelta(hours=1))
+    _wait(conn, run, wake.waits_for, wake, desk.fence)
+
+
+def _wait(conn: Connection, run: RunRow, waits_for: str, wake: Aim | None, fence: Fence) -> None:
+    run.status, run.waits_for = "waiting", waits_for
+    run.wake_at = wake.wake_at if wake is not None else None
+    store.put(conn, run, fence=fence)
+
+
+def _call_once(desk: Desk, conn: Connection, run: RunRow, text: str) -> None:
+    tell(desk.crew, conn, key=f"run/{run.id}/{digest(text)[:16]}", title=f"{run.model} needs a person", text=text)
+
+
+def _run(conn: Connection, state: AdvanceState) -> RunRow:
+    run = store.get(conn, RunRow, state["run_id"])
+    assert run is not None, f"run {state['run_id']} is gone"
+    return run
+
+
+def _incident(run: RunRow) -> str | None:
+    return run.subject_id if run.subject_kind == "incident" else None
+
+
+def build_graph(checkpointer: BaseCheckpointSaver[Any] | None) -> Graph:
+    """The compiled graph; its threads are disposable."""
+    graph = StateGraph(AdvanceState, context_schema=Desk)
+    graph.add_node("plan", plan_node)
+    graph.add_node("consult", consult_node)
+    graph.add_node("authorise", authorise_node)
+    graph.add_node("act", act_node)
+    graph.add_edge(START, "plan")
+    graph.add_conditional_edges("plan", lambda s: "consult" if s["step"] else END, ["consult", END])
+    graph.add_edge("consult", "authorise")
+    graph.add_conditional_edges("authorise", lambda s: "act" if s.get("proposal") else END, ["act", END])
+    graph.add_edge("act", END)
+    return graph.compile(checkpointer=checkpointer, name="steadyhand")

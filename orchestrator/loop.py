@@ -1,0 +1,142 @@
+"""The reconcile loop: lease, observe, settle what is open, triage, advance by one effect. Nothing here blocks."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from orchestrator.bake import watch_bake
+from orchestrator.crew import Crew
+from orchestrator.execute import recover
+from orchestrator.gate import expire_approvals
+from orchestrator.graph import Desk, Graph
+from orchestrator.triage import cadence_due, cadence_signal, note_cadence, start_cadence, triage
+from orchestrator.watch import begin, watch
+from state import leases, store
+from state import log as decision_log
+from state.errors import RetryableError
+from state.rows import OutboxRow, RunRow
+from state.spec import ModelSpec
+from state.store import Fence
+
+log = logging.getLogger(f"steadyhand.{__name__}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """What one tick made of one model."""
+
+    outcome: Literal["progressed", "busy", "quiet", "not_ours"]
+    """`busy`: something outside is still running; `not_ours`: another worker holds the lease."""
+
+
+def tick(crew: Crew, graph: Graph, spec: ModelSpec) -> Tick:
+    """One pass over one model. Reacts to what the rows and the platform say now, never to the memory of an event."""
+    with crew.db.transaction() as conn:
+        lease = leases.acquire(conn, f"model/{spec.model}", crew.owner, crew.lease_seconds)
+    if lease is None:
+        return Tick(outcome="not_ours")
+    fence = lease.fence
+    expire_approvals(crew, spec.model)
+    runs = _open_runs(crew, spec.model)
+    busy = recover(crew, spec.model, {run.id: run for run in runs}, fence=fence)
+    begin(crew, spec, fence=fence)
+    progressed = triage(crew, spec, watch(crew, spec, fence=fence), fence=fence)
+    progressed |= watch_bake(crew, spec, fence=fence)
+    progressed |= _answer_wins(crew, spec, fence)
+    with crew.db.transaction() as conn:
+        if cadence_due(crew, conn, spec):
+            start_cadence(crew, conn, spec, fence=fence)
+            progressed = True
+    for run in _open_runs(crew, spec.model):
+        if not busy and _awake(run, crew.clock.now()):
+            progressed |= _advance(crew, graph, spec, run, fence)
+    send_outbox(crew)
+    if progressed:
+        return Tick(outcome="progressed")
+    return Tick(outcome="busy" if busy else "quiet")
+
+
+def run_until_quiet(crew: Crew, graph: Graph, spec: ModelSpec, *, max_ticks: int = 200) -> Tick:
+    """Tick until nothing moves by itself; `busy` where something outside is still running."""
+    last = Tick(outcome="quiet")
+    for _ in range(max_ticks):
+        last = tick(crew, graph, spec)
+        if last.outcome != "progressed":
+            return last
+    return last
+
+
+def _open_runs(crew: Crew, model: str) -> list[RunRow]:
+    with crew.db.transaction() as conn:
+        return store.select(conn, RunRow, model=model, status=["ready", "waiting"])
+
+
+def _awake(run: RunRow, now: datetime) -> bool:
+    return run.wake_at is None or run.wake_at <= now
+
+
+def _advance(crew: Crew, graph: Graph, spec: ModelSpec, run: RunRow, fence: Fence) -> bool:
+    """One pass of the graph for one run, on a thread that may be thrown away."""
+    thread = f"{run.id}/{run.plan_revision}"
+    state = graph.invoke(
+        {"run_id": run.id},
+        {"configurable": {"thread_id": thread}},
+        context=Desk(crew=crew, fence=fence, spec=spec),
+        durability="sync",
+    )
+    with crew.db.transaction() as conn:
+        after = store.get(conn, RunRow, run.id)
+        if after is not None and after.status == "finished":
+            # The cadence counts from the end of whatever ran.
+            note_cadence(crew, conn, spec, fence=fence)
+    if after is None or after.status == "finished" or after.plan_revision != run.plan_revision:
+        _forget(graph, thread)
+    return bool(state.get("progressed"))
+
+
+def _forget(graph: Graph, thread: str) -> None:
+    saver = graph.checkpointer
+    if saver is not None and not isinstance(saver, bool):
+        saver.delete_thread(thread)
+
+
+def _answer_wins(crew: Crew, spec: ModelSpec, fence: Fence) -> bool:
+    """A finished cadence run that won is a signal like any other; its row remembers that it was taken in."""
+    with crew.db.transaction() as conn:
+        newest = store.select(conn, RunRow, model=spec.model, status="finished", newest_first=True, limit=5)
+    answered = False
+    for run in newest:
+        signal = cadence_signal(run) if run.subject_kind == "cadence" and not run.body.get("answered") else None
+        if signal is None:
+            continue
+        triage(crew, spec, [signal], fence=fence)
+        with crew.db.transaction() as conn:
+            run.body["answered"] = True
+            store.put(conn, run, fence=fence)
+        answered = True
+    return answered
+
+
+def send_outbox(crew: Crew) -> None:
+    """Deliver queued messages; one that cannot be delivered stays queued and is counted."""
+    with crew.db.transaction() as conn:
+        pending = store.select(conn, OutboxRow, status="pending")
+    for row in pending:
+        try:
+            delivered = crew.platform.notifier.send(title=row.title, text=row.text, key=row.key)
+        except RetryableError as exc:
+            log.warning("message %s was not delivered: %s", row.id, exc)
+            continue
+        if not delivered:
+            return  # no channel is configured: the messages stay readable in `steady status`
+        with crew.db.transaction() as conn:
+            row.status, row.n_attempts = "sent", row.n_attempts + 1
+            store.put(conn, row, fence=None)
+
+
+def checkpoint(crew: Crew) -> None:
+    """Sign the log as it stands now, into the database and into the second place."""
+    decision_log.checkpoint(crew.db, crew.signer, crew.second_place)

@@ -1,0 +1,227 @@
+"""What a run is for: the facts it works toward now, and how it ends. Everything is read from rows, so a restart knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from orchestrator.actions import FactName
+from orchestrator.crew import Crew, observe, tell
+from state import log, store
+from state.decisions import IncidentChanged
+from state.goals import Goal
+from state.rows import DetectorRow, GoalRow, IncidentRow, RolloutRow, RunRow
+from state.spec import ModelSpec
+from state.store import Connection, Fence
+
+REMEDIABLE = frozenset(
+    {"covariate_shift_harmful", "covariate_shift_harmless", "concept_drift", "prior_shift", "stale_model",
+     "insufficient_evidence"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aim:
+    """What the run does now: reach `facts`, wait, or end."""
+
+    move: Literal["reach", "wait", "end"]
+    facts: frozenset[FactName] = frozenset()
+    outcome: str = ""
+    """Resolution where the run ends."""
+    waits_for: str = ""
+    wake_at: datetime | None = None
+
+
+def aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
+    """The present aim of `run`, from its facts and its subject alone."""
+    facts = run.facts
+    if facts.get("canary_failed"):
+        return _after_failure(run)
+    if facts.get("serving_better_model"):
+        return _after_promotion(crew, conn, run, spec)
+    if run.subject_kind == "cadence":
+        done = bool(facts.get("remedy_known"))
+        verdict = str(facts.get("paired_verdict", "no_verdict"))
+        return Aim(move="end", outcome=verdict) if done else _reach("remedy_known")
+    if run.subject_kind == "goal":
+        return _goal_aim(conn, run)
+    return _incident_aim(crew, conn, run, spec)
+
+
+def _reach(*names: FactName) -> Aim:
+    return Aim(move="reach", facts=frozenset(names))
+
+
+def _after_failure(run: RunRow) -> Aim:
+    """A candidate failed under traffic: take it off, take it out, and end."""
+    if run.facts.get("version_staged") and not run.facts.get("traffic_on_champion"):
+        return _reach("rolled_back", "traffic_on_champion")
+    if run.facts.get("version_staged"):
+        return _reach("version_retired")
+    return Aim(move="end", outcome="rolled_back")
+
+
+def _after_promotion(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
+    """Bake, retire what it replaced, and hold health for the declared period."""
+    rollout = store.get(conn, RolloutRow, str(run.body.get("rollout_id", "")))
+    if rollout is None or rollout.stable is None:
+        return Aim(move="end", outcome="first_champion")
+    if rollout.phase == "bake":
+        ends = datetime.fromisoformat(str(rollout.body["since"])) + spec.rollout.bake
+        return Aim(move="wait", waits_for="the bake window of the new champion", wake_at=ends)
+    if not run.facts.get("version_retired"):
+        return _reach("version_retired")
+    return _recovering(crew, run, spec, outcome="recovered")
+
+
+def _recovering(crew: Crew, run: RunRow, spec: ModelSpec, *, outcome: str) -> Aim:
+    """Health must hold for the declared period, counted from the newest sign of the opposite."""
+    since = datetime.fromisoformat(str(run.body.get("unhealthy_at", run.started_at.isoformat())))
+    remedied = run.body.get("remedied_at")
+    if remedied is not None:
+        since = max(since, datetime.fromisoformat(str(remedied)))
+    ends = since + spec.monitoring.recovery
+    if crew.clock.now() < ends:
+        return Aim(move="wait", waits_for="sustained health", wake_at=ends)
+    return Aim(move="end", outcome=outcome)
+
+
+def _goal_aim(conn: Connection, run: RunRow) -> Aim:
+    row = store.get(conn, GoalRow, run.subject_id)
+    if row is None or row.status != "active":
+        return Aim(move="end", outcome="withdrawn")
+    goal = Goal.model_validate(row.goal)
+    if goal.intent == "maintain":
+        return _reach("serving_better_model")
+    wanted: dict[str, tuple[FactName, ...]] = {
+        "retrain": ("serving_better_model",),
+        "deploy": ("serving_better_model",),
+        "promote": ("serving_better_model",),
+        "rollback": ("rolled_back", "traffic_on_champion"),
+        "investigate": ("remedy_known",),
+        "validate": ("data_validated",),
+        "compare": ("gates_evaluated",),
+        "hold": ("changes_held",),
+        "resume": ("changes_resumed",),
+    }
+    names = wanted.get(goal.intent, ())
+    if all(run.facts.get(name) for name in names):
+        return Aim(move="end", outcome="achieved")
+    return _reach(*names)
+
+
+def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
+    incident = store.get(conn, IncidentRow, run.subject_id)
+    if incident is None or incident.status == "closed":
+        return Aim(move="end", outcome="closed")
+    facts = run.facts
+    match incident.cause:
+        case "data_fault" | "label_fault":
+            if not (facts.get("fault_contained") and facts.get("owner_told")):
+                return _reach("fault_contained", "owner_told")
+            return _recovering(crew, run, spec, outcome="quarantined")
+        case "serving_fault":
+            if not facts.get("serving_healthy"):
+                return _reach("serving_healthy")
+            return _recovering(crew, run, spec, outcome="recovered")
+        case _:
+            return _world_aim(run, spec)
+
+
+def _world_aim(run: RunRow, spec: ModelSpec) -> Aim:
+    """Something changed in the world: find out whether a remedy exists, then carry it out or say that there is none."""
+    facts = run.facts
+    if spec.outcomes == "affected":
+        if facts.get("gates_evaluated") and not facts.get("gates_cleared"):
+            return Aim(move="end", outcome="not_remediable")
+        return _reach("serving_better_model")
+    if not facts.get("remedy_known"):
+        return _reach("remedy_known")
+    if not facts.get("training_justified"):
+        return Aim(move="end", outcome="not_remediable")
+    if facts.get("gates_evaluated") and not facts.get("gates_cleared"):
+        return Aim(move="end", outcome="not_remediable")
+    return _reach("serving_better_model")
+
+
+def end_run(crew: Crew, conn: Connection, run: RunRow, outcome: str, *, fence: Fence) -> None:
+    """Finish the run, and with it its incident or one-off goal; joins the caller's transaction."""
+    run.status, run.outcome, run.finished_at = "finished", outcome, crew.clock.now()
+    run.wake_at, run.waits_for = None, ""
+    store.put(conn, run, fence=fence)
+    if run.subject_kind == "incident":
+        incident = store.get(conn, IncidentRow, run.subject_id)
+        if incident is not None and incident.status == "open":
+            close_incident(crew, conn, incident, run, outcome, fence=fence)
+    elif run.subject_kind == "goal":
+        _end_goal(crew, conn, run, outcome, fence)
+
+
+def close_incident(
+    crew: Crew, conn: Connection, incident: IncidentRow, run: RunRow, resolution: str, *, fence: Fence
+) -> None:
+    """Close with a resolution; a signal that closed as `not_remediable` stays quiet until it has grown."""
+    incident.status, incident.resolution, incident.closed_at = "closed", resolution, crew.clock.now()
+    store.put(conn, incident, fence=fence)
+    if resolution in ("not_remediable", "rolled_back", "escalated"):
+        quiet = DetectorRow(
+            id=f"{incident.model}/quiet/{incident.signal}", model=incident.model,
+            state={"size": incident.body.get("size", 0.0), "incident": incident.id},
+        )  # fmt: skip
+        store.put(conn, quiet, fence=fence)
+    sentence = CLOSING.get(resolution, f"closed as {resolution}")
+    log.append(
+        conn,
+        IncidentChanged(
+            **crew.stamp(), model=incident.model, run_id=run.id, incident_id=incident.id,
+            actor='System::"steadyhand"', summary=f"Incident {incident.title!r}: {sentence}.", change="closed",
+            cause=incident.cause, resolution=resolution,
+        ),
+    )  # fmt: skip
+    tell(
+        crew, conn, key=f"closed/{incident.id}", title=f"{incident.model}: incident closed ({resolution})",
+        text=f"{incident.title}: {sentence}.",
+    )  # fmt: skip
+    crew.say("orchestrator", f"incident closed: {incident.title} - {sentence}")
+
+
+CLOSING = {
+    "recovered": "the new champion serves and health held for the declared period",
+    "not_remediable": "degraded or drifted, but not remediable by retraining; the champion stays",
+    "quarantined": "the faulty days are out of training and judgement, and the data has been sound since",
+    "rolled_back": "the candidate was taken off; the champion serves",
+    "escalated": "policy does not let the remedy be repeated; a person has the history",
+}
+
+
+def _end_goal(crew: Crew, conn: Connection, run: RunRow, outcome: str, fence: Fence) -> None:
+    goal = store.get(conn, GoalRow, run.subject_id)
+    if goal is None or goal.standing or goal.status != "active":
+        return
+    goal.status = "achieved" if outcome in ("achieved", "recovered", "first_champion") else "failed"
+    goal.outcome = outcome
+    store.put(conn, goal, fence=fence)
+    observe(
+        crew, conn, model=run.model, topic="health", verdict=outcome, run_id=run.id,
+        summary=f"The goal {goal.text!r} ended: {outcome.replace('_', ' ')}.",
+    )  # fmt: skip
+
+
+def new_run(
+    crew: Crew,
+    *,
+    model: str,
+    subject_id: str,
+    subject_kind: Literal["incident", "goal", "cadence"],
+    facts: dict[str, bool | str | int | float] | None = None,
+) -> RunRow:
+    """A run that has not begun."""
+    return RunRow(
+        id=crew.ids.new_id(), model=model, subject_id=subject_id, subject_kind=subject_kind, status="ready",
+        facts={"rows_available": True, "data_clean": True, **(facts or {})}, started_at=crew.clock.now(),
+    )  # fmt: skip
+
+
+DENIED_DAYS = timedelta(days=14)
+"""How long a run asks again before it gives up and calls a person."""

@@ -1,0 +1,236 @@
+"""From signals to incidents: one cause, one incident; a signal that has been answered stays quiet until it grows."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from orchestrator.context import champion_of
+from orchestrator.crew import Crew, observe
+from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
+from orchestrator.runs import new_run
+from orchestrator.signals import Signal
+from state import log, store
+from state.decisions import IncidentChanged
+from state.rows import DetectorRow, DiagnosisRow, GoalRow, IncidentRow, RolloutRow, RunRow, SignalRow
+from state.spec import ModelSpec
+from state.store import Connection, Fence
+
+DRIFT_FLOOR = 0.10
+"""How much a drift that was not remediable must grow before it opens an incident again."""
+
+
+def triage(crew: Crew, spec: ModelSpec, signals: list[Signal], *, fence: Fence) -> bool:
+    """Open or join an incident for every signal; returns whether anything was written."""
+    for signal in signals:
+        with crew.db.transaction() as conn:
+            _take_in(crew, conn, spec, signal, fence)
+    return bool(signals)
+
+
+def _take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence: Fence) -> None:
+    if _quiet(conn, spec, signal):
+        observe(
+            crew, conn, model=spec.model, topic="left_alone", verdict="quiet", actor='Agent::"monitoring"',
+            summary=f"{signal.text}: this was answered before and has not grown since; left alone.",
+        )  # fmt: skip
+        return
+    diagnosis = diagnose(symptoms_of(crew, conn, spec, signal))
+    incident = _matching(conn, spec, signal, diagnosis)
+    row = SignalRow(
+        id=crew.ids.new_id(), model=spec.model, name=signal.name, at=crew.clock.now(), value=signal.size,
+        threshold=None, incident_id=incident.id if incident else None, evidence_ids=signal.evidence_ids,
+        body={"text": signal.text, "block": signal.block, **signal.details},
+    )  # fmt: skip
+    if incident is None:
+        incident = _open(crew, conn, spec, signal, diagnosis, fence)
+        row.incident_id = incident.id
+    else:
+        _join(crew, conn, incident, signal, fence)
+    store.put(conn, row, fence=fence)
+    _keep_diagnosis(crew, conn, incident, diagnosis, fence)
+
+
+def _quiet(conn: Connection, spec: ModelSpec, signal: Signal) -> bool:
+    known = store.get(conn, DetectorRow, f"{spec.model}/quiet/{signal.name}")
+    return known is not None and signal.size <= float(str(known.state.get("size", 0.0))) + DRIFT_FLOOR
+
+
+def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -> Symptoms:
+    """Everything measured around the signal that speaks for or against a cause."""
+    drift = store.get(conn, DetectorRow, f"{spec.model}/drift")
+    state: dict[str, Any] = dict(drift.state) if drift is not None else {}
+    champion = champion_of(crew, spec.model)
+    endpoint = crew.platform.servers.get(spec.model, champion) if champion else None
+    baking = [r for r in store.select(conn, RolloutRow, model=spec.model, status="running") if r.phase == "bake"]
+    details = signal.details
+    is_drift = signal.name == "major_drift"
+    return Symptoms(
+        signal=signal.name,
+        quality_findings=tuple(str(f["detail"]) for f in details.get("findings", [])),
+        server_ready=bool(endpoint and endpoint.ready),
+        candidate_serving=bool(baking),
+        loss_alarm=signal.name == "loss_alarm",
+        loss=details.get("loss"),
+        reference_loss=details.get("reference"),
+        drift_level="major" if is_drift else state.get("level"),
+        drifting_features=tuple(details.get("features", state.get("features", []))),
+        backtest="win" if signal.name == "challenger_better" else None,
+        backtest_z=details.get("z"),
+    )
+
+
+def _matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis) -> IncidentRow | None:
+    """An open incident of the same cause, or of the same signal: what explains the one explains the other."""
+    for row in store.select(conn, IncidentRow, model=spec.model, status="open"):
+        if row.cause == diagnosis.cause or row.signal == signal.name:
+            return row
+        world = {"data_fault", "label_fault", "serving_fault", "bad_release"}
+        if row.cause not in world and diagnosis.cause not in world:
+            return row
+    return None
+
+
+TITLES = {
+    "data_fault": "faulty data arrives",
+    "serving_fault": "the champion's server fails",
+    "loss_alarm": "predictions have become worse",
+    "major_drift": "the inputs have moved",
+    "challenger_better": "a newer fit would serve people better",
+}
+
+
+def _open(
+    crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis, fence: Fence
+) -> IncidentRow:
+    body: dict[str, Any] = {"size": signal.size, "text": signal.text}
+    if signal.block is not None:
+        body |= {"days": [signal.block], "quarantined": []}
+    incident = IncidentRow(
+        id=crew.ids.new_id(), model=spec.model, status="open", cause=diagnosis.cause, signal=signal.name,
+        opened_at=crew.clock.now(), title=f"{spec.model}: {TITLES.get(signal.name, signal.name)}", body=body,
+    )  # fmt: skip
+    store.put(conn, incident, fence=fence)
+    facts: dict[str, bool | str | int | float] = {"story": signal.text}
+    facts |= _world_facts(crew, spec, incident, signal)
+    run = new_run(crew, model=spec.model, subject_id=incident.id, subject_kind="incident", facts=facts)
+    store.put(conn, run, fence=fence)
+    log.append(
+        conn,
+        IncidentChanged(
+            **crew.stamp(), model=spec.model, run_id=run.id, incident_id=incident.id, actor='Agent::"monitoring"',
+            summary=f"{incident.title}: {signal.text}. Diagnosis: {diagnosis.cause.replace('_', ' ')}.",
+            change="opened", cause=diagnosis.cause, evidence_ids=signal.evidence_ids,
+        ),
+    )  # fmt: skip
+    crew.say("monitoring", f"incident: {signal.text} - {diagnosis.cause.replace('_', ' ')}")
+    return incident
+
+
+def _world_facts(
+    crew: Crew, spec: ModelSpec, incident: IncidentRow, signal: Signal
+) -> dict[str, bool | str | int | float]:
+    """Facts that hold from the start of a run, by what the incident is about."""
+    facts: dict[str, bool | str | int | float] = {"healthy_champion_known": champion_of(crew, spec.model) is not None}
+    match incident.cause:
+        case "data_fault" | "label_fault":
+            facts["bad_days_known"] = True
+        case "serving_fault":
+            facts["server_unhealthy"] = True
+    if signal.name == "challenger_better":
+        facts |= {"remedy_known": True, "training_justified": True, "paired_win": True}
+        facts |= {name: value for name, value in signal.details.items() if name in ("paired_z", "paired_evidence")}
+    if spec.outcomes == "affected" and signal.name in ("loss_alarm", "major_drift"):
+        facts["training_justified"] = True
+    return facts
+
+
+def _join(crew: Crew, conn: Connection, incident: IncidentRow, signal: Signal, fence: Fence) -> None:
+    """The same cause again: the incident goes on, and what it had contained is open again."""
+    days = incident.body.get("days")
+    if signal.block is not None and isinstance(days, list) and signal.block not in days:
+        incident.body["days"] = [*sorted([*(str(day) for day in days), signal.block])]
+        store.put(conn, incident, fence=fence)
+    for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
+        run.body["unhealthy_at"] = crew.clock.now().isoformat()
+        if signal.block is not None:
+            run.facts["fault_contained"] = False
+            run.facts["data_clean"] = True
+        if signal.name == "serving_fault":
+            run.facts |= {"serving_healthy": False, "server_unhealthy": True}
+        run.status, run.wake_at = "ready", None
+        store.put(conn, run, fence=fence)
+    log.append(
+        conn,
+        IncidentChanged(
+            **crew.stamp(), model=incident.model, incident_id=incident.id, actor='Agent::"monitoring"',
+            summary=f"{incident.title} goes on: {signal.text}.", change="joined", cause=incident.cause,
+            evidence_ids=signal.evidence_ids,
+        ),
+    )  # fmt: skip
+
+
+def _keep_diagnosis(crew: Crew, conn: Connection, incident: IncidentRow, diagnosis: Diagnosis, fence: Fence) -> None:
+    newest = store.select(conn, DiagnosisRow, incident_id=incident.id, newest_first=True, limit=1)
+    said = (diagnosis.cause, list(diagnosis.evidence_for))
+    if newest and (newest[0].cause, newest[0].evidence_for) == said:
+        return
+    row = DiagnosisRow(
+        id=crew.ids.new_id(), model=incident.model, incident_id=incident.id, at=crew.clock.now(),
+        cause=diagnosis.cause, evidence_for=list(diagnosis.evidence_for),
+        evidence_against=list(diagnosis.evidence_against), alternatives=diagnosis.alternatives,
+    )  # fmt: skip
+    store.put(conn, row, fence=fence)
+    observe(
+        crew, conn, model=incident.model, topic="diagnosis", verdict=diagnosis.cause, actor='Agent::"monitoring"',
+        summary=f"{diagnosis.cause.replace('_', ' ')}: {'; '.join(diagnosis.evidence_for)}.",
+        incident_id=incident.id,
+        details={"for": list(diagnosis.evidence_for), "against": list(diagnosis.evidence_against),
+                 "alternatives": dict(diagnosis.alternatives)},
+    )  # fmt: skip
+
+
+def cadence_due(crew: Crew, conn: Connection, spec: ModelSpec) -> bool:
+    """Whether the standing goal asks for a backtest now: nothing wrong, none under way, the cadence over."""
+    if spec.outcomes == "affected" or champion_of(crew, spec.model) is None:
+        return False
+    if store.select(conn, IncidentRow, model=spec.model, status="open"):
+        return False
+    busy = store.select(conn, RunRow, model=spec.model, status=["ready", "waiting"])
+    if any(run.subject_kind != "goal" or run.plan for run in busy):
+        return False
+    since = store.get(conn, DetectorRow, f"{spec.model}/cadence")
+    if since is None:
+        return False
+    return crew.clock.now() >= datetime.fromisoformat(str(since.state["at"])) + spec.monitoring.cadence
+
+
+def start_cadence(crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence) -> None:
+    """Begin a cadence backtest; the standing goal's id keys its action."""
+    goals = store.select(conn, GoalRow, model=spec.model, status="active")
+    standing = next((goal for goal in goals if goal.standing), None)
+    if standing is None:
+        return
+    note_cadence(crew, conn, spec, fence=fence)
+    run = new_run(crew, model=spec.model, subject_id=standing.id, subject_kind="cadence")
+    store.put(conn, run, fence=fence)
+
+
+def note_cadence(crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence) -> None:
+    """The cadence counts from now."""
+    row = DetectorRow(id=f"{spec.model}/cadence", model=spec.model, state={"at": crew.clock.now().isoformat()})
+    store.put(conn, row, fence=fence)
+
+
+def cadence_signal(run: RunRow) -> Signal | None:
+    """The signal of a finished cadence run that won; None where the champion stays."""
+    if run.facts.get("paired_verdict") != "win":
+        return None
+    z = float(str(run.facts["paired_z"]))
+    return Signal(
+        name="challenger_better",
+        text=f"the recipe, fitted anew, beats the champion on the newest labelled days (z {z:.2f})",
+        size=z,
+        details={"z": z, "paired_z": z, "paired_evidence": run.facts["paired_evidence"]},
+        evidence_ids=[str(run.facts["paired_evidence"])],
+    )

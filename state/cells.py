@@ -1,0 +1,418 @@
+"""The fixed cells, levels and buckets of one feature, fitted on reference rows."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from state.encoding import Column, FeatureType, level_text, parse_boolean
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Transform: TypeAlias = Literal["exact", "identity", "signed_log", "quantile"]
+
+STATUSES = ("missing", "absent", "not_finite", "unparsable", "retyped", "out_of_bounds", "novel")
+"""What is counted beside the cells. The first four are rows without a cell. On top of a row's cell: `retyped` (a number
+that came as text), `out_of_bounds` (outside the *declared* bounds), `novel` (within the reference's range, but none of
+its few distinct values, or with more decimals than its values have)."""
+MISSING, ABSENT, NOT_FINITE, UNPARSABLE, RETYPED, OUT_OF_BOUNDS, NOVEL = range(7)
+N_STATUSES = len(STATUSES)
+
+MAX_CELL_RATIO = 0.01
+"""No cell holds more of the reference than this, single values apart: KS from cells errs by one cell at most."""
+GRID_CELLS = (256, 512)
+QUANTILE_CELLS = 256
+EXACT_VALUES = 256
+"""Up to this many distinct values each gets a cell of its own."""
+TOP_LEVELS = 100
+KNOWN_LEVELS = 10_000
+TEXT_BUCKETS = 64
+SCORE = 100
+"""Rank scores of numeric cells run from -SCORE to SCORE; sums of their products are exact integers."""
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """Where values fall."""
+
+    slots: Ints
+    """Indices into a feature's counts: a status or a cell."""
+    rows: Ints | None = None
+    """The row of each slot; None where slot i is of row i."""
+    retyped: Ints
+    """Rows whose value arrived under another type."""
+    out_of_bounds: Ints
+    novel: Ints
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NumericBins:
+    """Cells of a numeric feature, in ascending order: low tail, interior, high tail.
+
+    The tails are quarter octaves of magnitude, far beyond the reference, so that a change of unit keeps a location.
+    """
+
+    name: str
+    transform: Transform
+    low: float
+    """Smallest value of the reference."""
+    high: float
+    declared_low: float | None = None
+    declared_high: float | None = None
+    n_grid: int = 0
+    """Interior cells of equal width; 0 where `edges` stand instead."""
+    edges: Floats
+    """Interior edges between cells, ascending; a value on an edge belongs to the cell above it."""
+    values: Floats
+    """The single value of each interior cell where `transform` is exact; else empty."""
+    decimals: int | None = None
+    """Decimals of the reference's values where cells are not exact; None where they have no such end."""
+    low_tail: Floats
+    high_tail: Floats
+    scores: Ints
+    """Rank score of each cell in the reference, for correlations."""
+
+    type: FeatureType = "numeric"
+
+    @property
+    def n_low(self) -> int:
+        return len(self.low_tail) + 1
+
+    @property
+    def n_interior(self) -> int:
+        return self.n_grid or len(self.edges) + 1
+
+    @property
+    def n_cells(self) -> int:
+        return self.n_low + self.n_interior + len(self.high_tail) + 1
+
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Lower and upper end of every cell, shape `(n_cells,)` each; the outermost are infinite."""
+        inner = np.linspace(self.low, self.high, self.n_grid + 1)[1:-1] if self.n_grid else self.edges
+        cuts = np.concatenate([self.low_tail, [self.low], inner, [self.high], self.high_tail])
+        return np.concatenate([[-np.inf], cuts]), np.concatenate([cuts, [np.inf]])
+
+    def centres(self) -> Floats:
+        """One value for each cell: the value itself where exact, else the middle (outermost: the finite end)."""
+        lower, upper = self.bounds()
+        lower = np.where(np.isfinite(lower), lower, upper)
+        upper = np.where(np.isfinite(upper), upper, lower)
+        middle = (lower + upper) / 2
+        if self.transform == "exact":
+            middle[self.n_low : self.n_low + self.n_interior] = self.values
+        return middle
+
+    def locate(self, values: Column) -> Located:
+        numbers, status, retyped = _numbers(values)
+        slots = self.cells(numbers) + N_STATUSES
+        outside = _NONE
+        if self.declared_low is not None or self.declared_high is not None:
+            low = -np.inf if self.declared_low is None else self.declared_low
+            high = np.inf if self.declared_high is None else self.declared_high
+            outside = np.flatnonzero((status < 0) & ((numbers < low) | (numbers > high)))
+        novel = np.flatnonzero((status < 0) & self._is_novel(numbers, slots - N_STATUSES))
+        return Located(slots=np.where(status < 0, slots, status), retyped=retyped, out_of_bounds=outside, novel=novel)
+
+    def _is_novel(self, x: Floats, cells: Ints) -> npt.NDArray[np.bool_]:
+        inside = (x >= self.low) & (x <= self.high)
+        if self.transform == "exact":
+            at = np.clip(cells - self.n_low, 0, self.n_interior - 1)
+            return np.asarray(inside & (self.values[at] != x))
+        if self.decimals is None:
+            return np.zeros(len(x), dtype=np.bool_)
+        return np.asarray(inside & ~_has_decimals(x, self.decimals))
+
+    def cells(self, x: Floats) -> Ints:
+        """The cell of each finite number."""
+        if self.n_grid:
+            span = self.high - self.low
+            inner = np.clip((x - self.low) * (self.n_grid / span), 0, self.n_grid - 1).astype(np.int64)
+        else:
+            inner = np.searchsorted(self.edges, x, "right").astype(np.int64)
+        cells = inner + self.n_low
+        below, above = np.flatnonzero(x < self.low), np.flatnonzero(x > self.high)
+        cells[below] = np.searchsorted(self.low_tail, x[below], "right")
+        cells[above] = self.n_low + self.n_interior + np.searchsorted(self.high_tail, x[above], "right")
+        return cells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LevelBins:
+    """Cells of a categorical feature (top levels, other known, new) or of a boolean one (false, true)."""
+
+    name: str
+    type: FeatureType
+    levels: tuple[str, ...]
+    """Each has a cell, most frequent first."""
+    others: tuple[str, ...] = ()
+    """Known levels that share the cell `other`."""
+    unseen_ratio: float = 0.0
+    """Good-Turing mass of levels that the reference has not shown: its rows with a level seen once, or not listed."""
+    scores: Ints
+    index: dict[str, int]
+
+    @property
+    def n_cells(self) -> int:
+        return len(self.levels) + (2 if self.type == "categorical" else 0)
+
+    @property
+    def new_cell(self) -> int | None:
+        """Cell of levels that the reference has not shown."""
+        return len(self.levels) + 1 if self.type == "categorical" else None
+
+    def locate(self, values: Column) -> Located:
+        if self.type == "boolean":
+            return _locate_booleans(values)
+        new = len(self.levels) + 1 + N_STATUSES
+        get = self.index.get
+        items = _items(values)
+        slots = [get(item, -1) if type(item) is str else -2 for item in items]
+        for row, slot in enumerate(slots):
+            if slot == -1:
+                slots[row] = new
+            elif slot == -2:
+                level = level_text(items[row])
+                if level is None:
+                    slots[row] = MISSING if _is_missing(items[row]) else UNPARSABLE
+                else:
+                    slots[row] = get(level, new)
+        return Located(slots=np.array(slots, dtype=np.int64), retyped=_NONE, out_of_bounds=_NONE, novel=_NONE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextBins:
+    """Buckets of hashed words: a row counts once for each of its words."""
+
+    name: str
+    type: FeatureType = "text"
+    n_cells: int = TEXT_BUCKETS
+
+    def locate(self, values: Column) -> Located:
+        rows: list[int] = []
+        slots: list[int] = []
+        for row, item in enumerate(_items(values)):
+            text = None if _is_missing(item) else level_text(item)
+            if text is None:
+                found = [MISSING if _is_missing(item) else UNPARSABLE]
+            else:
+                words = _WORD.findall(text.lower())
+                found = [
+                    N_STATUSES + zlib.crc32(word.encode("utf-8", "surrogatepass")) % self.n_cells for word in words
+                ]
+            rows += [row] * len(found)
+            slots += found
+        return Located(
+            slots=np.array(slots, dtype=np.int64),
+            rows=np.array(rows, dtype=np.int64),
+            retyped=_NONE,
+            out_of_bounds=_NONE,
+            novel=_NONE,
+        )
+
+
+FeatureBins: TypeAlias = NumericBins | LevelBins | TextBins
+
+
+def fit_numeric(
+    name: str, values: Column, *, declared: tuple[float | None, float | None] = (None, None)
+) -> NumericBins:
+    """Cells for one numeric feature from its reference values.
+
+    Up to 256 distinct values: a cell each. Else the first of equal widths, signed log and quantiles under which no
+    cell but a single repeated value holds more than 1 % of the reference.
+    """
+    numbers, status, _ = _numbers(values)
+    x = np.sort(numbers[status < 0])
+    low, high = (float(x[0]), float(x[-1])) if len(x) else (0.0, 0.0)
+    distinct = np.unique(x)
+    transform, n_grid, edges = _interior(x, distinct, low, high)
+    low_tail, high_tail = _tails(low, high)
+    values = distinct if len(distinct) else np.zeros(1)
+    bins = NumericBins(
+        name=name, transform=transform, low=low, high=high, declared_low=declared[0], declared_high=declared[1],
+        n_grid=n_grid, edges=edges, values=values if transform == "exact" else np.empty(0),
+        decimals=None if transform == "exact" else _decimals(distinct), low_tail=low_tail, high_tail=high_tail,
+        scores=_NONE,
+    )  # fmt: skip
+    return replace(bins, scores=rank_scores(np.bincount(bins.cells(x), minlength=bins.n_cells)))
+
+
+def fit_levels(name: str, values: Column) -> LevelBins:
+    """The known levels of a categorical feature, most frequent first, ties by name."""
+    levels = (level_text(item) for item in _items(values) if not _is_missing(item))
+    counts = Counter(level for level in levels if level is not None)
+    ranked = sorted(counts, key=lambda level: (-counts[level], level))
+    unlisted = ranked[TOP_LEVELS + KNOWN_LEVELS :]
+    n_unseen = sum(1 for n in counts.values() if n == 1) + sum(counts[level] for level in unlisted if counts[level] > 1)
+    total = sum(counts.values())
+    return level_bins(
+        name=name,
+        levels=ranked[:TOP_LEVELS],
+        others=ranked[TOP_LEVELS : TOP_LEVELS + KNOWN_LEVELS],
+        unseen_ratio=n_unseen / total if total else 1.0,
+    )
+
+
+def level_bins(*, name: str, levels: Sequence[str], others: Sequence[str], unseen_ratio: float) -> LevelBins:
+    index = {level: at + N_STATUSES for at, level in enumerate(levels)}
+    index |= dict.fromkeys(others, len(levels) + N_STATUSES)
+    return LevelBins(
+        name=name, type="categorical", levels=tuple(levels), others=tuple(others), unseen_ratio=unseen_ratio,
+        scores=_NONE, index=index,
+    )  # fmt: skip
+
+
+def boolean_bins(name: str) -> LevelBins:
+    scores = np.array([-SCORE, SCORE], dtype=np.int64)
+    return LevelBins(name=name, type="boolean", levels=("false", "true"), scores=scores, index={})
+
+
+def rank_scores(counts: Ints) -> Ints:
+    """Mid-rank of each cell in the reference, scaled to [-SCORE, SCORE]; whole numbers, so that sums are exact."""
+    total = int(counts.sum())
+    if not total:
+        return np.zeros(len(counts), dtype=np.int64)
+    mid = np.cumsum(counts) - counts / 2
+    return np.rint((2 * mid / total - 1) * SCORE).astype(np.int64)
+
+
+def _interior(x: Floats, distinct: Floats, low: float, high: float) -> tuple[Transform, int, Floats]:
+    if len(distinct) <= EXACT_VALUES:
+        return "exact", 0, (distinct[:-1] + distinct[1:]) / 2
+    for n_cells in GRID_CELLS:
+        cells = np.clip((x - low) * (n_cells / (high - low)), 0, n_cells - 1).astype(np.int64)
+        if np.bincount(cells).max() <= MAX_CELL_RATIO * len(x):
+            return "identity", n_cells, np.empty(0)
+    # Linear below the smallest tenth of magnitudes, logarithmic above.
+    scale = float(np.quantile(np.abs(x[x != 0]), 0.1))
+    n_cells = GRID_CELLS[-1]
+    ends = np.arcsinh(np.array([low, high]) / scale)
+    edges = np.unique(np.sinh(np.linspace(ends[0], ends[1], n_cells + 1)[1:-1]) * scale)
+    if np.bincount(np.searchsorted(edges, x, "right")).max() <= MAX_CELL_RATIO * len(x):
+        return "signed_log", 0, edges
+    # An edge on each side of a repeated value gives it a cell of its own: its weight then costs KS nothing.
+    cuts = x[(np.arange(1, QUANTILE_CELLS) * len(x)) // QUANTILE_CELLS]
+    repeated = np.unique(cuts[:-1][cuts[:-1] == cuts[1:]])
+    edges = np.unique(np.concatenate([cuts, np.nextafter(repeated, np.inf)]))
+    return "quantile", 0, edges[(edges > low) & (edges <= high)]
+
+
+def _decimals(distinct: Floats) -> int | None:
+    """The fewest decimals, up to 4, that write every distinct value."""
+    return next((decimals for decimals in range(5) if _has_decimals(distinct, decimals).all()), None)
+
+
+def _has_decimals(x: Floats, decimals: int) -> npt.NDArray[np.bool_]:
+    """Whether a number of so many decimals rounds to each float32 value."""
+    return np.asarray(np.round(x, decimals).astype(np.float32) == x)
+
+
+def _tails(low: float, high: float) -> tuple[Floats, Floats]:
+    magnitude = max(abs(low), abs(high)) or 1.0
+    steps = magnitude * np.exp2(np.arange(-56, 53) / 4)
+    cuts = np.concatenate([-steps[::-1], [0.0], steps])
+    return cuts[cuts < low], cuts[cuts > high]
+
+
+def _items(values: Column) -> list[object]:
+    if isinstance(values, list | tuple):
+        return list(values)
+    items: list[object] = np.asarray(values).tolist()
+    return items
+
+
+def _is_missing(item: object) -> bool:
+    return item is None or (isinstance(item, float | np.floating) and math.isnan(item))
+
+
+def _numbers(values: Column) -> tuple[Floats, Ints, Ints]:
+    """Float32-rounded numbers, a status (-1 where the number counts), and the rows whose number came as text.
+
+    Serving hands over float32 and training float64: rounding first puts a value into the same cell on both sides.
+    """
+    if not isinstance(values, list | tuple):
+        values = np.asarray(values)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        numbers, retyped, unparsable = values, _NONE, _NONE
+    else:
+        items = _items(values)
+        odd = [row for row, item in enumerate(items) if type(item) not in _PLAIN]
+        retyped_rows, unparsable_rows = [], []
+        for row in odd:
+            number = _parse(items[row])
+            if number is None:
+                unparsable_rows.append(row)
+            elif isinstance(items[row], str) and not math.isnan(number):
+                retyped_rows.append(row)
+            items[row] = number
+        numbers = np.array([_parse(item) if type(item) is int else item for item in items], dtype=np.float64)
+        retyped, unparsable = np.array(retyped_rows, dtype=np.int64), np.array(unparsable_rows, dtype=np.int64)
+    with np.errstate(over="ignore"):
+        x = numbers.astype(np.float32).astype(np.float64)
+    status = np.full(len(x), -1, dtype=np.int64)
+    if not np.isfinite(x).all():
+        status[np.isnan(x)] = MISSING
+        status[np.isinf(x)] = NOT_FINITE
+        x = np.where(status < 0, x, 0.0)
+    status[unparsable] = UNPARSABLE
+    return x, status, retyped
+
+
+_PLAIN = frozenset({float, int, bool, type(None)})
+
+
+def _parse(item: object) -> float | None:
+    """The number that an unusual value names: NaN where it is empty, None where it is no number."""
+    if isinstance(item, str) and not item.strip():
+        return math.nan
+    try:
+        return float(item)  # type: ignore[arg-type]  # whatever a client sent; the error below is the answer
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _locate_booleans(values: Column) -> Located:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "b":
+        return Located(slots=values.astype(np.int64) + N_STATUSES, retyped=_NONE, out_of_bounds=_NONE, novel=_NONE)
+    slots: list[int] = []
+    retyped: list[int] = []
+    for row, item in enumerate(_items(values)):
+        parsed = parse_boolean(item)
+        if math.isnan(parsed.value):
+            slots.append(UNPARSABLE if parsed.flag == "unparsable" else MISSING)
+            continue
+        slots.append(N_STATUSES + int(parsed.value))
+        if isinstance(item, str):
+            retyped.append(row)
+    return Located(
+        slots=np.array(slots, dtype=np.int64),
+        retyped=np.array(retyped, dtype=np.int64),
+        out_of_bounds=_NONE,
+        novel=_NONE,
+    )
+
+
+def fit_feature(
+    name: str, kind: FeatureType, values: Column, declared: tuple[float | None, float | None]
+) -> FeatureBins:
+    match kind:
+        case "numeric":
+            return fit_numeric(name, values, declared=declared)
+        case "boolean":
+            return boolean_bins(name)
+        case "categorical":
+            return fit_levels(name, values)
+        case "text":
+            return TextBins(name=name)

@@ -1,0 +1,219 @@
+"""The decision log: canonical leaves in strict order, and signed checkpoints over them.
+
+Source: RFC 6962 (Merkle tree), C2SP tlog-checkpoint and signed-note (checkpoint text and signature).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from state.canonical import canonical_json
+from state.database import Database, insert
+from state.decisions import DECISIONS, AnyDecision, Decision
+from state.errors import InputError
+from state.files import write_once
+from state.keys import Checkpoint, Signer, Verifier
+from state.merkle import CompactRange, leaf_hash
+from state.tables import decisions, log_checkpoints
+
+LEAF_FORMAT = 1
+COLUMNS = ("decision_id", "kind", "model", "incident_id", "run_id", "at")
+"""Fields of a record that are also columns of `decisions`."""
+PAGE = 2_000
+# One appender at a time on PostgreSQL; on SQLite the write transaction itself is that lock.
+POSTGRES_LOCK = 0x57EAD2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    index: int
+    decision: AnyDecision
+
+
+def append(conn: sa.Connection, decision: Decision) -> int:
+    """Record `decision` and return its index; one whose `decision_id` is stored keeps its index and bytes.
+
+    Joins the caller's transaction, so a change and its record commit together or not at all, and several
+    records cost one fsync. Indices are consecutive: on PostgreSQL appenders wait for each other's commit.
+    """
+    if conn.dialect.name == "postgresql":
+        conn.execute(sa.select(sa.func.pg_advisory_xact_lock(POSTGRES_LOCK)))
+    known = sa.select(decisions.c.idx).where(decisions.c.decision_id == decision.decision_id)
+    stored = conn.execute(known).scalar_one_or_none()
+    if stored is not None:
+        return int(stored)
+    leaf = leaf_bytes(decision)
+    index = size(conn)
+    values = {name: getattr(decision, name) for name in COLUMNS}
+    conn.execute(sa.insert(decisions).values(idx=index, leaf=leaf, leaf_sha256=leaf_hash(leaf).hex(), **values))
+    return index
+
+
+def size(conn: sa.Connection) -> int:
+    """Number of records, which is the next index."""
+    return int(conn.execute(sa.select(sa.func.coalesce(sa.func.max(decisions.c.idx) + 1, 0))).scalar_one())
+
+
+def leaf_bytes(decision: Decision) -> bytes:
+    """The exact bytes that are hashed: canonical JSON with a format version."""
+    return canonical_json({"format": LEAF_FORMAT, "record": decision.model_dump(mode="json")})
+
+
+def parse_leaf(leaf: bytes) -> AnyDecision:
+    """The record in a leaf.
+
+    Raises:
+        ValueError: not a leaf of this format.
+    """
+    content = json.loads(leaf)
+    if not isinstance(content, dict) or set(content) != {"format", "record"} or content["format"] != LEAF_FORMAT:
+        raise ValueError(f"not a leaf of format {LEAF_FORMAT}")
+    return DECISIONS.validate_python(content["record"])
+
+
+def read(
+    conn: sa.Connection,
+    *,
+    model: str | None = None,
+    incident_id: str | None = None,
+    run_id: str | None = None,
+    kind: str | None = None,
+    since_index: int | None = None,
+    limit: int | None = None,
+    newest_first: bool = False,
+) -> list[LogEntry]:
+    """Records in log order; `since_index` is the first index wanted; None filters nothing.
+
+    Raises:
+        InputError: a stored leaf is damaged.
+    """
+    query = sa.select(decisions.c.idx, decisions.c.leaf)
+    wanted = {"model": model, "incident_id": incident_id, "run_id": run_id, "kind": kind}
+    for name, value in wanted.items():
+        if value is not None:
+            query = query.where(decisions.c[name] == value)
+    if since_index is not None:
+        query = query.where(decisions.c.idx >= since_index)
+    query = query.order_by(decisions.c.idx.desc() if newest_first else decisions.c.idx).limit(limit)
+    return [_entry(index, leaf) for index, leaf in conn.execute(query)]
+
+
+def stored(conn: sa.Connection, *columns: sa.ColumnElement[Any], first: int = 0) -> Iterator[sa.Row[Any]]:
+    """`idx` and `columns` of the stored records from index `first` on, a page at a time."""
+    query = sa.select(decisions.c.idx, *columns).order_by(decisions.c.idx).limit(PAGE)
+    while page := conn.execute(query.where(decisions.c.idx >= first)).all():
+        yield from page
+        if not isinstance(page[-1].idx, int):  # SQLite keeps a text in a number's column
+            raise InputError(f"the decision log has an index {page[-1].idx!r}", remedy="Restore the log from a backup")
+        first = page[-1].idx + 1
+
+
+def _entry(index: int, leaf: bytes) -> LogEntry:
+    try:
+        return LogEntry(index=index, decision=parse_leaf(leaf))
+    except ValueError as exc:
+        raise InputError(
+            f"record {index} of the decision log cannot be read: {exc}",
+            remedy="Run `steady audit verify`, and restore a backup if it finds damage",
+        ) from exc
+
+
+def checkpoint(db: Database, signer: Signer, second_place: Path) -> Checkpoint:
+    """Sign the log as it stands and keep the note in the database and as `second_place/<size>.txt`.
+
+    Costs one hash per record since the last checkpoint. The file comes first: a note in the database is
+    always in the second place too, and a killed call is completed by the next one.
+
+    Raises:
+        InputError: the log does not extend what was signed before, so signing it would cover up tampering.
+    """
+    verifier = signer.verifier()
+    with db.snapshot() as conn:
+        tree = _last_signed(conn, verifier)
+        signed = _signed_since(second_place, tree.size, verifier)
+        _compare(tree, signed)
+        for leaf_sha256 in _leaf_hashes(conn, tree.size):
+            tree.append(leaf_sha256)
+            _compare(tree, signed)
+    if signed:
+        raise _not_extended(f"it has {tree.size} records, and {max(signed)} were signed")
+    made = Checkpoint(origin=signer.name, size=tree.size, root=tree.root())
+    note = signer.sign(made.text)
+    write_once(second_place / f"{made.size}.txt", note.encode())
+    frontier = json.dumps([subtree.hex() for subtree in tree.frontier])
+    with db.transaction() as conn:
+        conn.execute(
+            insert(conn, log_checkpoints)
+            .values(size=made.size, root_sha256=made.root.hex(), note=note, frontier=frontier)
+            .on_conflict_do_nothing()
+        )
+    return made
+
+
+def _last_signed(conn: sa.Connection, verifier: Verifier) -> CompactRange:
+    """The tree of the newest stored checkpoint, or an empty one where that row is missing or does not hold up."""
+    newest = sa.select(log_checkpoints).order_by(log_checkpoints.c.size.desc()).limit(1)
+    stored = conn.execute(newest).one_or_none()
+    if stored is None:
+        return CompactRange()
+    try:
+        signed = verifier.checkpoint(stored.note)
+        tree = CompactRange(signed.size, [bytes.fromhex(subtree) for subtree in json.loads(stored.frontier)])
+    except (ValueError, TypeError):
+        return CompactRange()
+    if tree.root() != signed.root:
+        return CompactRange()
+    if size(conn) < tree.size:
+        raise _not_extended(f"it has {size(conn)} records, and {tree.size} were signed")
+    return tree
+
+
+def _signed_since(second_place: Path, first_size: int, verifier: Verifier) -> dict[int, Checkpoint]:
+    """Checkpoints in the second place over at least `first_size` records, by size."""
+    found = {}
+    for path in second_place.glob("*.txt"):
+        if not path.stem.isdigit() or int(path.stem) < first_size:
+            continue
+        try:
+            checkpoint = verifier.checkpoint(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise InputError(
+                f"{path} is not a checkpoint of this log: {exc}",
+                remedy="Run `steady audit verify`, then restore the file",
+            ) from exc
+        found[checkpoint.size] = checkpoint
+    return found
+
+
+def _compare(tree: CompactRange, signed: dict[int, Checkpoint]) -> None:
+    if tree.size in signed and signed.pop(tree.size).root != tree.root():
+        raise _not_extended(f"its first {tree.size} records are not the ones that were signed")
+
+
+def _leaf_hashes(conn: sa.Connection, first: int) -> Iterator[bytes]:
+    expected = first
+    for found in stored(conn, decisions.c.leaf_sha256, first=first):
+        if found.idx != expected:
+            raise _not_extended(f"record {expected} is missing")
+        yield _hash_bytes(found.idx, found.leaf_sha256)
+        expected += 1
+
+
+def _hash_bytes(index: int, leaf_sha256: str) -> bytes:
+    try:
+        return bytes.fromhex(leaf_sha256)
+    except ValueError as exc:
+        raise _not_extended(f"record {index} has no leaf hash") from exc
+
+
+def _not_extended(why: str) -> InputError:
+    return InputError(
+        f"the decision log cannot be signed: {why}",
+        remedy="Run `steady audit verify` and restore the log from a backup",
+    )

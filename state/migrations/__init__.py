@@ -1,0 +1,1 @@
+"""Schema revisions, run by `Database.upgrade()`; LangGraph's tables in the same database are not ours."""
