@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from typing import Any, TypedDict, cast
 
+import numpy as np
 import polars as pl
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -53,8 +55,9 @@ class Measured(BaseModel):
     findings: list[dict[str, JsonValue]] = []
     losses: dict[str, dict[str, float]] = {}
     """Version -> block -> loss of the objective's metric."""
-    labelled: dict[str, dict[str, int]] = {}
-    """Version -> block -> labelled rows."""
+    n_labelled: int = 0
+    newest_label: str | None = None
+    """Event time of the newest labelled row."""
     label_means: dict[str, float] = {}
     """Block -> mean label over all versions."""
     server_ready: bool = False
@@ -89,8 +92,10 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
     profile = profile_of(reference.bins, frame, watch.traffic_block)
     measured.profile = encode_profile(profile)
     previous = [decode_profile(reference.bins, text) for text in watch.previous_profiles]
-    findings = check_block(reference, previous, profile, block=watch.traffic_block)
-    measured.findings = [finding_json(finding) for finding in findings]
+    if not frame.height and not previous:
+        return  # nothing has ever been served: there is no block to judge yet
+    report = check_block(reference, previous, profile)
+    measured.findings = [finding_json(finding) for finding in report.findings]
 
 
 def finding_json(finding: QualityFinding) -> dict[str, JsonValue]:
@@ -110,11 +115,13 @@ def _measure_outcomes(watch: Watch, platform: Platform, measured: Measured) -> N
     )
     if not frame.height:
         return
+    measured.n_labelled = frame.height
+    newest = frame["event_time"].max()
+    measured.newest_label = newest.isoformat() if isinstance(newest, datetime) else None
     threshold = getattr(spec.serving, "decision_threshold", 0.5)
     for (version,), part in frame.partition_by("version", as_dict=True).items():
         losses = block_losses(spec.objective.metric, part, block=spec.monitoring.block, threshold=threshold)
         measured.losses[str(version)] = losses
-        measured.labelled[str(version)] = dict.fromkeys(losses, part.height)
     days = frame.group_by(pl.col("event_time").dt.strftime("%Y-%m-%d").alias("day")).agg(pl.col("label").mean())
     measured.label_means = {str(day): float(mean) for day, mean in days.sort("day").iter_rows()}
 
@@ -169,6 +176,8 @@ def profile_of(bins: Bins, frame: pl.DataFrame, block: str) -> Profile:
     """Counts of the recorded features of one block."""
     columns = {name: frame[name].to_numpy() if frame[name].dtype.is_numeric() else frame[name].to_list()
                for name in bins.names if name in frame.columns}  # fmt: skip
+    if not frame.height:
+        return Profile(bins=bins, blocks=(block,), counts=np.zeros((1, bins.width), dtype=np.int64))
     return Profile.count(bins, columns, block)
 
 

@@ -5,12 +5,24 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+import polars as pl
+
 from orchestrator.actions import CATALOGUE
 from orchestrator.crew import Crew
 from policies.context import ContextValue, GivenValue, build_context
 from state import store
 from state.plans import ActionKind, Proposal
-from state.rows import ActionRow, EvidenceRow, GoalRow, IncidentRow, ModelRow, RolloutRow, RunRow, SwitchRow
+from state.rows import (
+    ActionRow,
+    DetectorRow,
+    EvidenceRow,
+    GoalRow,
+    IncidentRow,
+    ModelRow,
+    RolloutRow,
+    RunRow,
+    SwitchRow,
+)
 from state.spec import ModelSpec
 from state.store import Connection
 
@@ -28,7 +40,7 @@ def policy_context(
         **_people(conn, run, spec, proposal),
         **_ledger_counts(crew, conn, proposal),
         **_judgements(conn, run, spec),
-        **_data(crew, run, spec, proposal),
+        **_data(crew, conn, spec, proposal),
         **_rollout(crew, conn, spec, proposal),
     }
     return build_context(given)
@@ -109,7 +121,7 @@ def _judgements(conn: Connection, run: RunRow, spec: ModelSpec) -> dict[str, Giv
         "retraining_due": bool(open_signals & {"loss_alarm", "major_drift"}),
         "data_fault_open": bool(open_causes & {"data_fault", "label_fault"}) and not _fault_contained(conn, spec.model),
         "outcomes_affected": spec.outcomes == "affected",
-        "gates_evaluated": bool(facts.get("candidate_evaluated")),
+        "gates_evaluated": bool(facts.get("gates_evaluated")),
         "gates_passed": bool(facts.get("gates_passed")),
         "paired_win": bool(facts.get("paired_win")),
         "paired_z_x100": float(z) * 100 if isinstance(z, int | float) else None,
@@ -130,14 +142,13 @@ def _fault_contained(conn: Connection, model: str) -> bool:
     return all(row.body.get("quarantined") == row.body.get("days") for row in faults)
 
 
-def _data(crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal) -> dict[str, GivenValue]:
-    rows, age = run.facts.get("labelled_rows"), run.facts.get("fresh_label_age_min")
-    given: dict[str, GivenValue] = {
-        "in_freeze_window": False,
-        "labelled_rows": _number(rows),
-        "fresh_label_age_min": _number(age),
-        "minimum_rows": minimum_rows(spec),
-    }
+LABEL_READERS = frozenset({"backtest_recipe", "train_candidates", "recalibrate", "promote"})
+
+
+def _data(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) -> dict[str, GivenValue]:
+    given: dict[str, GivenValue] = {"in_freeze_window": False, "minimum_rows": minimum_rows(spec)}
+    if proposal.kind in LABEL_READERS:
+        given |= _labels(crew, conn, spec)
     if proposal.kind == "quarantine_data":
         days = proposal.args.get("days")
         n_new = len(days) if isinstance(days, list) else 0
@@ -145,6 +156,23 @@ def _data(crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal) -> dict[
         n_days = max(len(crew.platform.data.days(spec.model)), 1) + n_out
         given |= {"quarantine_days": n_new, "quarantine_share_pct": 100 * n_out / n_days}
     return given
+
+
+def _labels(crew: Crew, conn: Connection, spec: ModelSpec) -> dict[str, GivenValue]:
+    """How many labelled rows there are, and how late the newest one is beyond the declared delay."""
+    history = crew.platform.data.history(spec.model, start=None, end=None).filter(pl.col("label").is_not_null())
+    counted = (
+        history.select(pl.len().alias("n"), pl.col("event_time").max().alias("newest")).collect().row(0, named=True)
+    )
+    captured = store.get(conn, DetectorRow, f"{spec.model}/labels")
+    newest, n_rows = counted["newest"], int(counted["n"])
+    if captured is not None:
+        n_rows += int(str(captured.state["n"]))
+        newest = max(filter(None, [newest, datetime.fromisoformat(str(captured.state["newest"]))]))
+    if newest is None:
+        return {"labelled_rows": 0}
+    late = crew.clock.now() - newest - spec.data.label.delay
+    return {"labelled_rows": n_rows, "fresh_label_age_min": max(0.0, late / timedelta(minutes=1))}
 
 
 def minimum_rows(spec: ModelSpec) -> int:
@@ -159,6 +187,7 @@ def _number(value: Any) -> float | int | None:
 def _rollout(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) -> dict[str, GivenValue]:
     """Shares as they are now and as they would be, with the state of the versions concerned."""
     version = proposal.args.get("version")
+    target_version = str(proposal.args.get("to", version))
     champion = champion_of(crew, spec.model)
     route = crew.platform.mesh.read(spec.model)
     present = dict(route.weights) if route is not None else {}
@@ -174,12 +203,14 @@ def _rollout(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) 
     now_percent = present.get(str(version), 0)
     weights = proposal.args.get("weights")
     target = int(str(weights.get(str(version), 0))) if isinstance(weights, dict) else now_percent
+    heir = crew.platform.servers.get(spec.model, target_version)
     given |= {
         "candidate_ready": bool(endpoint and endpoint.ready),
         "version_traffic_pct": now_percent,
         "target_pct": target,
         "step_pct": target - now_percent,
-        "rollback_target_healthy": bool(endpoint and endpoint.ready),
+        "rollback_target_healthy": bool(heir and heir.ready)
+        and _is_rollback_target(conn, spec.model, target_version, champion),
         "is_rollback_target": _is_rollback_target(conn, spec.model, str(version), champion),
     }
     return given

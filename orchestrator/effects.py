@@ -10,6 +10,7 @@ from agents.base import Situation
 from agents.training import gates_learned, judge_pairs
 from orchestrator.actions import CATALOGUE
 from orchestrator.crew import Crew, keep_evidence, observe
+from orchestrator.runs import cite
 from state import store
 from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
@@ -53,6 +54,7 @@ def _backtested(
         crew, conn, model=intent.model, topic="backtest", fence=fence,
         body={"args": intent.args, "blocks": outcome.observed.get("blocks", []), "paired": paired},
     )  # fmt: skip
+    cite(run, evidence_id)
     won = paired["verdict"] == "win"
     run.facts |= {
         "remedy_known": True, "training_justified": won, "paired_win": won,
@@ -86,6 +88,7 @@ def _trained(
         crew, conn, model=intent.model, topic="training", fence=fence,
         body={"args": intent.args, "outputs": dict(outcome.observed)},
     )  # fmt: skip
+    cite(run, evidence_id)
     run.facts |= {
         "mlflow_run_id": outcome.observed["mlflow_run_id"],
         "gates": outcome.observed["gates"],

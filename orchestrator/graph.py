@@ -18,11 +18,11 @@ from langgraph.runtime import Runtime
 from agents import data_validation, deployment, feature_engineering, monitoring, training
 from agents.base import MOVES, Learned, Propose, Situation, Specialist, Wait
 from orchestrator.actions import CATALOGUE
-from orchestrator.crew import Crew, observe, tell
+from orchestrator.crew import Crew, keep_evidence, observe, tell
 from orchestrator.execute import carry_out
 from orchestrator.gate import Ruling, rule
 from orchestrator.planner import NoPlan, plan
-from orchestrator.runs import DENIED_DAYS, Aim, aim, end_run
+from orchestrator.runs import DENIED_DAYS, Aim, aim, cite, end_run
 from orchestrator.situation import situation_of, true_facts
 from state import ledger, store
 from state.canonical import digest
@@ -153,6 +153,10 @@ def authorise_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
             _wait(conn, run, move.waits_for, wake, desk.fence)
             return {"proposal": {}, "progressed": False}
         assert isinstance(move, Propose)
+        cited = run.body.get("evidence")
+        if isinstance(cited, list):
+            proposal = move.proposal.model_copy(update={"evidence_ids": [str(item) for item in cited]})
+            move = move.model_copy(update={"proposal": proposal})
         if run.body.get("pinned") != {move.proposal.kind: move.proposal.args}:
             run.body["pinned"] = {move.proposal.kind: move.proposal.args}
             store.put(conn, run, fence=desk.fence)
@@ -182,8 +186,9 @@ def _after_ruling(desk: Desk, state: AdvanceState, proposal: Proposal, ruling: R
 def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, ruling: Ruling) -> None:
     """A denied promotion takes the candidate off; a remedy that may not be repeated goes to a person; the rest asks again."""
     crew = desk.crew
-    crew.say("orchestrator", f"{proposal.kind.replace('_', ' ')} denied: {ruling.reason}")
     now = crew.clock.now()
+    if "denied_since" not in run.body:
+        crew.say("orchestrator", f"{proposal.kind.replace('_', ' ')} denied: {ruling.reason}")
     first = str(run.body.setdefault("denied_since", now.isoformat()))
     if proposal.kind == "promote" and not _passing(ruling):
         run.facts["canary_failed"] = True
@@ -213,6 +218,11 @@ def _learn(desk: Desk, state: AdvanceState, situation: Situation, move: Learned)
         run = _run(conn, state)
         run.facts |= move.facts
         run.body["pinned"] = {}
+        evidence_id = keep_evidence(
+            desk.crew, conn, model=run.model, topic=move.topic, fence=desk.fence,
+            body={"verdict": move.verdict, "summary": move.summary, "details": move.details},
+        )  # fmt: skip
+        cite(run, evidence_id)
         run.status, run.wake_at, run.waits_for = "ready", None, ""
         if move.verdict in ("failed", "worse", "inconclusive"):
             run.facts["story"] = move.summary
@@ -223,6 +233,7 @@ def _learn(desk: Desk, state: AdvanceState, situation: Situation, move: Learned)
         observe(
             desk.crew, conn, model=run.model, topic=move.topic, verdict=move.verdict, summary=move.summary,
             actor=f'Agent::"{agent}"', run_id=run.id, incident_id=_incident(run), details=move.details,
+            evidence_ids=[evidence_id],
         )  # fmt: skip
     desk.crew.say(agent, move.summary)
 

@@ -14,7 +14,7 @@ from orchestrator.gate import expire_approvals
 from orchestrator.graph import Desk, Graph
 from orchestrator.triage import cadence_due, cadence_signal, note_cadence, start_cadence, triage
 from orchestrator.watch import begin, watch
-from state import leases, store
+from state import leases, ledger, store
 from state import log as decision_log
 from state.errors import RetryableError
 from state.rows import OutboxRow, RunRow
@@ -56,7 +56,9 @@ def tick(crew: Crew, graph: Graph, spec: ModelSpec) -> Tick:
     send_outbox(crew)
     if progressed:
         return Tick(outcome="progressed")
-    return Tick(outcome="busy" if busy else "quiet")
+    with crew.db.transaction() as conn:
+        under_way = any(action.state == "acting" for action in ledger.open_actions(conn, spec.model))
+    return Tick(outcome="busy" if under_way else "quiet")
 
 
 def run_until_quiet(crew: Crew, graph: Graph, spec: ModelSpec, *, max_ticks: int = 200) -> Tick:

@@ -208,6 +208,13 @@ def _end_goal(crew: Crew, conn: Connection, run: RunRow, outcome: str, fence: Fe
     )  # fmt: skip
 
 
+def cite(run: RunRow, *evidence_ids: str) -> None:
+    """Add to the observations that the run's proposals cite, each once."""
+    known = run.body.get("evidence")
+    cited = [str(item) for item in known] if isinstance(known, list) else []
+    run.body["evidence"] = [*cited, *(item for item in evidence_ids if item not in cited)]
+
+
 def new_run(
     crew: Crew,
     *,

@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.context import champion_of
-from orchestrator.crew import Crew, observe
+from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
-from orchestrator.runs import new_run
+from orchestrator.runs import cite, new_run
 from orchestrator.signals import Signal
 from state import log, store
 from state.decisions import IncidentChanged
@@ -36,6 +36,10 @@ def _take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fenc
         )  # fmt: skip
         return
     diagnosis = diagnose(symptoms_of(crew, conn, spec, signal))
+    seen = keep_evidence(
+        crew, conn, model=spec.model, topic="signal", body=signal.model_dump(mode="json"), fence=fence
+    )  # fmt: skip
+    signal = signal.model_copy(update={"evidence_ids": [*signal.evidence_ids, seen]})
     incident = _matching(conn, spec, signal, diagnosis)
     row = SignalRow(
         id=crew.ids.new_id(), model=spec.model, name=signal.name, at=crew.clock.now(), value=signal.size,
@@ -114,6 +118,7 @@ def _open(
     facts: dict[str, bool | str | int | float] = {"story": signal.text}
     facts |= _world_facts(crew, spec, incident, signal)
     run = new_run(crew, model=spec.model, subject_id=incident.id, subject_kind="incident", facts=facts)
+    run.body["evidence"] = list(signal.evidence_ids)
     store.put(conn, run, fence=fence)
     log.append(
         conn,
@@ -152,6 +157,7 @@ def _join(crew: Crew, conn: Connection, incident: IncidentRow, signal: Signal, f
         incident.body["days"] = [*sorted([*(str(day) for day in days), signal.block])]
         store.put(conn, incident, fence=fence)
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
+        cite(run, *signal.evidence_ids)
         run.body["unhealthy_at"] = crew.clock.now().isoformat()
         if signal.block is not None:
             run.facts["fault_contained"] = False

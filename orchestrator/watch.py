@@ -143,6 +143,11 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
                 summary=f"{step.traffic_block}: " + "; ".join(str(f["detail"]) for f in warnings[:3]) + ".",
                 details={"block": step.traffic_block, "findings": list(warnings)},
             )  # fmt: skip
+    if measured.n_labelled:
+        known = store.get(conn, DetectorRow, f"{model}/labels")
+        n_before = int(str(known.state["n"])) if known is not None else 0
+        state: dict[str, Any] = {"n": n_before + measured.n_labelled, "newest": measured.newest_label}
+        store.put(conn, DetectorRow(id=f"{model}/labels", model=model, state=state), fence=fence)
     for version, losses in measured.losses.items():
         for block, loss in losses.items():
             row_id = f"{model}/{block}/{version}/loss"

@@ -169,13 +169,11 @@ class _Look:
         ]
 
 
-def _verifier(vkey: str, which: str) -> Verifier:
+def _verifier(vkey: str) -> Verifier:
     try:
         return Verifier(vkey)
     except NoteError as exc:
-        raise InputError(
-            f"{which} is no public key: {exc}", remedy="Give the vkey that the first start printed"
-        ) from exc
+        raise InputError(f"not a public key: {exc}", remedy="Give the vkey that the first start printed") from exc
 
 
 def _genesis_key(conn: sa.Connection) -> str | None:

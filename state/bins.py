@@ -13,7 +13,6 @@ import numpy as np
 
 from state.canonical import canonical_json, sha256_hex
 from state.cells import (
-    N_STATUSES,
     FeatureBins,
     LevelBins,
     NumericBins,
@@ -22,6 +21,7 @@ from state.cells import (
     fit_feature,
     level_bins,
 )
+from state.columns import N_STATUSES
 from state.encoding import Column, FeatureType
 from state.errors import TerminalError
 

@@ -8,23 +8,26 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from state.columns import (
+    MISSING,
+    N_STATUSES,
+    NO_ROWS,
+    UNPARSABLE,
+    Floats,
+    Ints,
+    is_missing,
+    items_of,
+    read_numbers,
+)
 from state.encoding import Column, FeatureType, level_text, parse_boolean
 
-Ints: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float64]
 Transform: TypeAlias = Literal["exact", "identity", "signed_log", "quantile"]
-
-STATUSES = ("missing", "absent", "not_finite", "unparsable", "retyped", "out_of_bounds", "novel")
-"""What is counted beside the cells. The first four are rows without a cell. On top of a row's cell: `retyped` (a number
-that came as text), `out_of_bounds` (outside the *declared* bounds), `novel` (within the reference's range, but none of
-its few distinct values, or with more decimals than its values have)."""
-MISSING, ABSENT, NOT_FINITE, UNPARSABLE, RETYPED, OUT_OF_BOUNDS, NOVEL = range(7)
-N_STATUSES = len(STATUSES)
 
 MAX_CELL_RATIO = 0.01
 """No cell holds more of the reference than this, single values apart: KS from cells errs by one cell at most."""
@@ -32,6 +35,8 @@ GRID_CELLS = (256, 512)
 QUANTILE_CELLS = 256
 EXACT_VALUES = 256
 """Up to this many distinct values each gets a cell of its own."""
+GAP_CELLS = 256
+"""Empty cells over the range of an exact feature."""
 TOP_LEVELS = 100
 KNOWN_LEVELS = 10_000
 TEXT_BUCKETS = 64
@@ -54,9 +59,6 @@ class Located:
     novel: Ints
 
 
-_NONE = np.empty(0, dtype=np.int64)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NumericBins:
     """Cells of a numeric feature, in ascending order: low tail, interior, high tail.
@@ -76,7 +78,7 @@ class NumericBins:
     edges: Floats
     """Interior edges between cells, ascending; a value on an edge belongs to the cell above it."""
     values: Floats
-    """The single value of each interior cell where `transform` is exact; else empty."""
+    """The one value of each interior cell where `transform` is exact; else empty."""
     decimals: int | None = None
     """Decimals of the reference's values where cells are not exact; None where they have no such end."""
     low_tail: Floats
@@ -115,9 +117,9 @@ class NumericBins:
         return middle
 
     def locate(self, values: Column) -> Located:
-        numbers, status, retyped = _numbers(values)
+        numbers, status, retyped = read_numbers(values)
         slots = self.cells(numbers) + N_STATUSES
-        outside = _NONE
+        outside = NO_ROWS
         if self.declared_low is not None or self.declared_high is not None:
             low = -np.inf if self.declared_low is None else self.declared_low
             high = np.inf if self.declared_high is None else self.declared_high
@@ -177,7 +179,7 @@ class LevelBins:
             return _locate_booleans(values)
         new = len(self.levels) + 1 + N_STATUSES
         get = self.index.get
-        items = _items(values)
+        items = items_of(values)
         slots = [get(item, -1) if type(item) is str else -2 for item in items]
         for row, slot in enumerate(slots):
             if slot == -1:
@@ -185,10 +187,10 @@ class LevelBins:
             elif slot == -2:
                 level = level_text(items[row])
                 if level is None:
-                    slots[row] = MISSING if _is_missing(items[row]) else UNPARSABLE
+                    slots[row] = MISSING if is_missing(items[row]) else UNPARSABLE
                 else:
                     slots[row] = get(level, new)
-        return Located(slots=np.array(slots, dtype=np.int64), retyped=_NONE, out_of_bounds=_NONE, novel=_NONE)
+        return Located(slots=np.array(slots, dtype=np.int64), retyped=NO_ROWS, out_of_bounds=NO_ROWS, novel=NO_ROWS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -202,10 +204,10 @@ class TextBins:
     def locate(self, values: Column) -> Located:
         rows: list[int] = []
         slots: list[int] = []
-        for row, item in enumerate(_items(values)):
-            text = None if _is_missing(item) else level_text(item)
+        for row, item in enumerate(items_of(values)):
+            text = None if is_missing(item) else level_text(item)
             if text is None:
-                found = [MISSING if _is_missing(item) else UNPARSABLE]
+                found = [MISSING if is_missing(item) else UNPARSABLE]
             else:
                 words = _WORD.findall(text.lower())
                 found = [
@@ -216,9 +218,9 @@ class TextBins:
         return Located(
             slots=np.array(slots, dtype=np.int64),
             rows=np.array(rows, dtype=np.int64),
-            retyped=_NONE,
-            out_of_bounds=_NONE,
-            novel=_NONE,
+            retyped=NO_ROWS,
+            out_of_bounds=NO_ROWS,
+            novel=NO_ROWS,
         )
 
 
@@ -233,25 +235,25 @@ def fit_numeric(
     Up to 256 distinct values: a cell each. Else the first of equal widths, signed log and quantiles under which no
     cell but a single repeated value holds more than 1 % of the reference.
     """
-    numbers, status, _ = _numbers(values)
+    numbers, status, _ = read_numbers(values)
     x = np.sort(numbers[status < 0])
     low, high = (float(x[0]), float(x[-1])) if len(x) else (0.0, 0.0)
     distinct = np.unique(x)
     transform, n_grid, edges = _interior(x, distinct, low, high)
     low_tail, high_tail = _tails(low, high)
-    values = distinct if len(distinct) else np.zeros(1)
+    values = _exact_values(edges, distinct) if len(distinct) else np.zeros(1)
     bins = NumericBins(
         name=name, transform=transform, low=low, high=high, declared_low=declared[0], declared_high=declared[1],
         n_grid=n_grid, edges=edges, values=values if transform == "exact" else np.empty(0),
         decimals=None if transform == "exact" else _decimals(distinct), low_tail=low_tail, high_tail=high_tail,
-        scores=_NONE,
+        scores=NO_ROWS,
     )  # fmt: skip
     return replace(bins, scores=rank_scores(np.bincount(bins.cells(x), minlength=bins.n_cells)))
 
 
 def fit_levels(name: str, values: Column) -> LevelBins:
     """The known levels of a categorical feature, most frequent first, ties by name."""
-    levels = (level_text(item) for item in _items(values) if not _is_missing(item))
+    levels = (level_text(item) for item in items_of(values) if not is_missing(item))
     counts = Counter(level for level in levels if level is not None)
     ranked = sorted(counts, key=lambda level: (-counts[level], level))
     unlisted = ranked[TOP_LEVELS + KNOWN_LEVELS :]
@@ -270,7 +272,7 @@ def level_bins(*, name: str, levels: Sequence[str], others: Sequence[str], unsee
     index |= dict.fromkeys(others, len(levels) + N_STATUSES)
     return LevelBins(
         name=name, type="categorical", levels=tuple(levels), others=tuple(others), unseen_ratio=unseen_ratio,
-        scores=_NONE, index=index,
+        scores=NO_ROWS, index=index,
     )  # fmt: skip
 
 
@@ -290,7 +292,7 @@ def rank_scores(counts: Ints) -> Ints:
 
 def _interior(x: Floats, distinct: Floats, low: float, high: float) -> tuple[Transform, int, Floats]:
     if len(distinct) <= EXACT_VALUES:
-        return "exact", 0, (distinct[:-1] + distinct[1:]) / 2
+        return "exact", 0, _exact_edges(distinct)
     for n_cells in GRID_CELLS:
         cells = np.clip((x - low) * (n_cells / (high - low)), 0, n_cells - 1).astype(np.int64)
         if np.bincount(cells).max() <= MAX_CELL_RATIO * len(x):
@@ -319,76 +321,54 @@ def _has_decimals(x: Floats, decimals: int) -> npt.NDArray[np.bool_]:
     return np.asarray(np.round(x, decimals).astype(np.float32) == x)
 
 
+def _exact_edges(distinct: Floats) -> Floats:
+    """Edges that give each distinct value a cell, and the gaps between them empty ones: there a change of unit shows.
+
+    Next to 0 the empty cells shrink by quarter octaves, so that a division by a thousand keeps a location too.
+    """
+    if len(distinct) < 2:
+        return np.empty(0)
+    step = (distinct[-1] - distinct[0]) / GAP_CELLS
+    parts = []
+    for left, right in pairwise(distinct):
+        if right - left <= 2 * step:
+            parts.append(np.array([(left + right) / 2]))
+        else:
+            n_cells = max(int((right - left) / step), 2)
+            parts.append(left + (right - left) * (np.arange(n_cells) + 0.5) / n_cells)
+    around = step * np.exp2(-np.arange(4, 60) / 4)
+    zoom = np.concatenate([around if 0.0 in distinct[:-1] else [], -around if 0.0 in distinct[1:] else []])
+    edges = np.unique(np.concatenate([*parts, zoom]))
+    return np.asarray(edges[(edges > distinct[0]) & (edges < distinct[-1])])
+
+
+def _exact_values(edges: Floats, distinct: Floats) -> Floats:
+    """The single value of each interior cell: a distinct one, or the middle of an empty cell."""
+    ends = np.concatenate([distinct[:1], edges, distinct[-1:]])
+    values = (ends[:-1] + ends[1:]) / 2
+    values[np.searchsorted(edges, distinct, "right")] = distinct
+    return np.asarray(values)
+
+
 def _tails(low: float, high: float) -> tuple[Floats, Floats]:
+    """Cuts outside the reference's range: by distance, so that a new season keeps its shape, and by magnitude."""
+    span = (high - low) or abs(high) or 1.0
+    near = span * 1.15 ** np.arange(-40, 6)
     magnitude = max(abs(low), abs(high)) or 1.0
     steps = magnitude * np.exp2(np.arange(-56, 53) / 4)
-    cuts = np.concatenate([-steps[::-1], [0.0], steps])
-    return cuts[cuts < low], cuts[cuts > high]
-
-
-def _items(values: Column) -> list[object]:
-    if isinstance(values, list | tuple):
-        return list(values)
-    items: list[object] = np.asarray(values).tolist()
-    return items
-
-
-def _is_missing(item: object) -> bool:
-    return item is None or (isinstance(item, float | np.floating) and math.isnan(item))
-
-
-def _numbers(values: Column) -> tuple[Floats, Ints, Ints]:
-    """Float32-rounded numbers, a status (-1 where the number counts), and the rows whose number came as text.
-
-    Serving hands over float32 and training float64: rounding first puts a value into the same cell on both sides.
-    """
-    if not isinstance(values, list | tuple):
-        values = np.asarray(values)
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
-        numbers, retyped, unparsable = values, _NONE, _NONE
-    else:
-        items = _items(values)
-        odd = [row for row, item in enumerate(items) if type(item) not in _PLAIN]
-        retyped_rows, unparsable_rows = [], []
-        for row in odd:
-            number = _parse(items[row])
-            if number is None:
-                unparsable_rows.append(row)
-            elif isinstance(items[row], str) and not math.isnan(number):
-                retyped_rows.append(row)
-            items[row] = number
-        numbers = np.array([_parse(item) if type(item) is int else item for item in items], dtype=np.float64)
-        retyped, unparsable = np.array(retyped_rows, dtype=np.int64), np.array(unparsable_rows, dtype=np.int64)
-    with np.errstate(over="ignore"):
-        x = numbers.astype(np.float32).astype(np.float64)
-    status = np.full(len(x), -1, dtype=np.int64)
-    if not np.isfinite(x).all():
-        status[np.isnan(x)] = MISSING
-        status[np.isinf(x)] = NOT_FINITE
-        x = np.where(status < 0, x, 0.0)
-    status[unparsable] = UNPARSABLE
-    return x, status, retyped
-
-
-_PLAIN = frozenset({float, int, bool, type(None)})
-
-
-def _parse(item: object) -> float | None:
-    """The number that an unusual value names: NaN where it is empty, None where it is no number."""
-    if isinstance(item, str) and not item.strip():
-        return math.nan
-    try:
-        return float(item)  # type: ignore[arg-type]  # whatever a client sent; the error below is the answer
-    except (TypeError, ValueError, OverflowError):
-        return None
+    far = np.concatenate([-steps[::-1], [0.0], steps])
+    below, above = np.unique(np.concatenate([far, low - near])), np.unique(np.concatenate([far, high + near]))
+    return below[below < low], above[above > high]
 
 
 def _locate_booleans(values: Column) -> Located:
     if isinstance(values, np.ndarray) and values.dtype.kind == "b":
-        return Located(slots=values.astype(np.int64) + N_STATUSES, retyped=_NONE, out_of_bounds=_NONE, novel=_NONE)
+        return Located(
+            slots=values.astype(np.int64) + N_STATUSES, retyped=NO_ROWS, out_of_bounds=NO_ROWS, novel=NO_ROWS
+        )
     slots: list[int] = []
     retyped: list[int] = []
-    for row, item in enumerate(_items(values)):
+    for row, item in enumerate(items_of(values)):
         parsed = parse_boolean(item)
         if math.isnan(parsed.value):
             slots.append(UNPARSABLE if parsed.flag == "unparsable" else MISSING)
@@ -399,8 +379,8 @@ def _locate_booleans(values: Column) -> Located:
     return Located(
         slots=np.array(slots, dtype=np.int64),
         retyped=np.array(retyped, dtype=np.int64),
-        out_of_bounds=_NONE,
-        novel=_NONE,
+        out_of_bounds=NO_ROWS,
+        novel=NO_ROWS,
     )
 
 

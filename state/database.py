@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,8 +71,9 @@ class Database:
                 uri, uri=True, timeout=busy_timeout_seconds, check_same_thread=False, isolation_level=None
             )
             try:
-                for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-                    connection.execute(f"PRAGMA {pragma}")
+                _enter_wal(connection, busy_timeout_seconds)
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute("PRAGMA foreign_keys=ON")
             except BaseException:
                 connection.close()
                 raise
@@ -145,10 +147,12 @@ class Database:
     @contextmanager
     def _connection(self) -> Iterator[sa.Connection]:
         # An unlinked file can still be written to through an open connection, and all of it would be lost.
-        if self._path and _inode(self._path) != self._inode:
-            self._engine.dispose()
-            self._inode = _inode(self._path)
-            if self._inode is None:
+        if self._path:
+            found = _inode(self._path)
+            if found != self._inode:
+                self._engine.dispose()
+                self._inode = found
+            if found is None:
                 raise StateUnavailable(f"{self.name} is gone")
         with self._engine.connect() as conn:
             yield conn
@@ -189,8 +193,24 @@ def _parse(url: str) -> sa.URL:
     return parsed
 
 
+def _enter_wal(connection: sqlite3.Connection, busy_timeout_seconds: float) -> None:
+    # SQLite's own busy timeout does not cover this switch: two first starts at once meet here.
+    deadline = time.monotonic() + busy_timeout_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 def _begin_sqlite(conn: sa.Connection) -> None:
-    conn.exec_driver_sql(conn.get_execution_options().get("steadyhand_begin", "BEGIN IMMEDIATE"))
+    begin = conn.get_execution_options().get("steadyhand_begin", "BEGIN IMMEDIATE")
+    conn.exec_driver_sql(f"PRAGMA query_only={'ON' if begin == 'BEGIN' else 'OFF'}")
+    conn.exec_driver_sql(begin)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -16,21 +16,8 @@ import numpy as np
 
 from state.bins import Bins, fit_bins
 from state.canonical import canonical_json
-from state.cells import (
-    ABSENT,
-    N_STATUSES,
-    NOVEL,
-    OUT_OF_BOUNDS,
-    RETYPED,
-    STATUSES,
-    UNPARSABLE,
-    FeatureBins,
-    Floats,
-    Ints,
-    LevelBins,
-    NumericBins,
-    TextBins,
-)
+from state.cells import FeatureBins, LevelBins, NumericBins, TextBins
+from state.columns import ABSENT, N_STATUSES, NOVEL, OUT_OF_BOUNDS, RETYPED, STATUSES, UNPARSABLE, Floats, Ints
 from state.encoding import Column
 from state.errors import TerminalError
 from state.varints import pack, unpack

@@ -27,11 +27,11 @@ class UtcText(sa.types.TypeDecorator[str]):
     impl = sa.Text
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        return dialect.type_descriptor(sa.Text(collation="C" if dialect.name == "postgresql" else None))
-
     def process_bind_param(self, value: datetime | str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
         return utc(value).isoformat(timespec="microseconds") if isinstance(value, datetime) else value
+
+
+UTC_TEXT = UtcText().with_variant(UtcText(collation="C"), "postgresql")
 
 
 class LeafBytes(sa.types.TypeDecorator[bytes]):
@@ -63,7 +63,7 @@ def _column(row_type: type[Row], name: str) -> sa.Column[Any]:
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     kind: Any = TEXT
     if AwareDatetime in parts:
-        kind = UtcText()
+        kind = UTC_TEXT
     elif int in parts:
         kind = sa.BigInteger()
     return sa.Column(
@@ -91,7 +91,7 @@ decisions = sa.Table(
     sa.Column("model", TEXT, index=True),
     sa.Column("incident_id", TEXT, index=True),
     sa.Column("run_id", TEXT, index=True),
-    sa.Column("at", UtcText(), nullable=False),
+    sa.Column("at", UTC_TEXT, nullable=False),
     # Exactly the bytes that were hashed, and their RFC 6962 leaf hash in hexadecimal.
     sa.Column("leaf", LeafBytes(), nullable=False),
     sa.Column("leaf_sha256", TEXT, nullable=False),

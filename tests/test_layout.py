@@ -6,10 +6,9 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("state", "policies", "tools", "agents", "orchestrator", "serving", "console", "evals", "examples")
@@ -29,7 +28,8 @@ world = World(pathlib.Path("unused"))
 world.add(example_spec())
 build(world)
 started = time.perf_counter()
-print(json.dumps({"import_seconds": imported - start, "world_seconds": started - imported, "modules": sorted(sys.modules)}))
+seconds = {"import_seconds": imported - start, "world_seconds": started - imported}
+print(json.dumps({**seconds, "modules": sorted(sys.modules)}))
 """
 
 
@@ -62,7 +62,7 @@ def test_every_folder_with_modules_is_a_package_and_no_folder_of_tests_is() -> N
 
 
 def test_the_simulated_world_and_the_orchestrator_import_no_heavy_client(
-    record_property: pytest.RecordProperty,
+    record_property: Callable[[str, object], None],
 ) -> None:
     child = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL, "evals/world", "orchestrator", "agents"],

@@ -67,9 +67,12 @@ def binary_labels(values: pl.Series, positive: str | int | float | bool | None) 
         # YAML reads an unquoted yes as true, so a boolean means its spellings.
         spellings = FALSE_SPELLINGS if positive is False else TRUE_SPELLINGS
         hit = text.str.to_lowercase().is_in(spellings)
+    elif isinstance(positive, str):
+        hit = text == positive.strip()
     else:
-        wanted = to_text(pl.Series([positive]))[0]
-        hit = text == wanted
+        # A number is the same number however the file writes it: 1, 1.0, "1.00".
+        hit = text.is_not_null() & (to_numbers(text) == positive).fill_null(value=False)
+        hit = pl.select(pl.when(text.is_not_null()).then(hit)).to_series()
     return hit.cast(pl.Float64).alias(values.name)
 
 

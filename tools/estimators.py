@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
@@ -97,19 +95,13 @@ def fit_model(
     matrix = Encoder(features).encode(rows.columns)
     label = rows.label if task == "regression" else rows.label.astype(np.int64)
     estimator = build_estimator(candidate, task=task, seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        try:
-            estimator.fit(matrix, label)
-        except ConvergenceWarning as exc:
-            raise InputError(
-                f"candidate {candidate.name!r} did not converge: {_first_line(exc)}",
-                remedy="Raise `max_iter` in its params",
-            ) from exc
-        except ValueError as exc:  # InvalidParameterError is one
-            raise InputError(
-                f"candidate {candidate.name!r}: {_first_line(exc)}", remedy="Correct its params in the model spec"
-            ) from exc
+    try:
+        estimator.fit(matrix, label)
+    except ValueError as exc:  # scikit-learn's InvalidParameterError is one
+        raise InputError(
+            f"candidate {candidate.name!r}: {_first_line(exc)}", remedy="Correct its params in the model spec"
+        ) from exc
+    _report_convergence(candidate, estimator)
     return FittedModel(task=task, n_classes=rows.n_classes, features=features, estimator=estimator)
 
 
@@ -141,6 +133,12 @@ def build_estimator(candidate: Candidate, *, task: Task, seed: int) -> Any:
         # Linear models take no NaN and are sensitive to scale; trees are neither.
         return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler(), estimator)
     return estimator
+
+
+def _report_convergence(candidate: Candidate, estimator: Any) -> None:
+    fitted = estimator[-1] if hasattr(estimator, "steps") else estimator
+    if isinstance(fitted, LogisticRegression) and np.max(fitted.n_iter_) >= fitted.max_iter:
+        log.warning("candidate %s stopped at max_iter %d before it converged", candidate.name, fitted.max_iter)
 
 
 def _first_line(exc: BaseException) -> str:

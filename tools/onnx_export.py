@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,14 @@ def export_onnx(model: FittedModel) -> bytes:
     width = Encoder(model.features).width
     estimator = model.estimator
     options = {id(estimator): {"zipmap": False}} if model.task != "regression" else None
-    proto = convert_sklearn(
-        estimator,
-        initial_types=[(INPUT, FloatTensorType([None, width]))],
-        target_opset={"": OPSET, "ai.onnx.ml": 3},
-        options=options,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # skl2onnx 1.20 hands numpy booleans to protobuf
+        proto = convert_sklearn(
+            estimator,
+            initial_types=[(INPUT, FloatTensorType([None, width]))],
+            target_opset={"": OPSET, "ai.onnx.ml": 3},
+            options=options,
+        )
     _correct_trees(proto, estimator)
     _keep_one_output(proto, PROBABILITIES if model.task != "regression" else VALUE)
     if model.task != "regression" and len(estimator.classes_) != model.n_classes:
@@ -60,7 +63,7 @@ def parity_error(model: FittedModel, exported: bytes, rows: Rows, *, seed: int) 
     kept = np.sort(rng.permutation(len(rows))[:PARITY_ROWS])
     raw = {name: _pick(values, kept) for name, values in rows.columns.items()}
     holed = {name: _with_holes(values, rng) for name, values in raw.items()}
-    session = open_session(exported, threads=1)
+    session = open_session(exported)
     encoder = Encoder(model.features)
     worst = 0.0
     for columns in (raw, holed):

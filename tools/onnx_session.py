@@ -13,11 +13,12 @@ OPSET = 17
 INPUT = "features"
 
 
-def open_session(model: bytes, *, threads: int = 0) -> ort.InferenceSession:
-    """A CPU session of `model`; 0 threads takes every core."""
+def open_session(model: bytes, *, threads: int = 1) -> ort.InferenceSession:
+    """A CPU session of `model`; its threads sleep where they wait, so that other work on the machine does not."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

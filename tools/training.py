@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +17,8 @@ from state.contract import Encoder, FeatureContract
 from state.errors import InputError
 from state.spec import Candidate, ModelSpec
 from tools.estimators import FittedModel, fit_model
-from tools.evaluation import BlockLoss, Scored, losses_by_block, metric_loss
+from tools.evaluation import BlockLoss, Scored, losses_by_block, metric_loss, scored_rows
+from tools.fits import run_fits
 from tools.training_rows import Rows, recipe_of
 
 IMPORTANCE_ROWS = 5_000
@@ -60,12 +62,17 @@ def fit_candidates(
     candidates = tuple(cross_validate(past, candidate, spec, seed=seed) for candidate in recipe.candidates)
     # Ties go to the candidate that the spec names first.
     chosen = min(candidates, key=lambda scored: scored.loss)
-    measured = _fit(past, chosen.candidate, spec, seed=seed)
+    measured, final = run_fits(
+        [
+            partial(_fit, past, chosen.candidate, spec, seed=seed),
+            partial(_fit, rows, chosen.candidate, spec, seed=seed, features=features),
+        ]
+    )
     return TrainedRecipe(
-        model=_fit(rows, chosen.candidate, spec, seed=seed, features=features),
+        model=final,
         candidates=candidates,
         chosen=chosen,
-        holdout=Scored(label=newest.label, score=measured.score(newest), blocks=newest.blocks),
+        holdout=scored_rows(newest, measured.score(newest)),
         importance=permutation_importance(measured, newest, spec, seed=seed),
     )
 
@@ -107,14 +114,9 @@ def cross_validate(rows: Rows, candidate: Candidate, spec: ModelSpec, *, seed: i
     Raises:
         InputError: no block has a loss, for instance because none holds both classes.
     """
-    blocks: list[BlockLoss] = []
-    for start, stop in fold_bounds(rows, recipe_of(spec).folds):
-        past = rows.between(0, start)
-        if spec.task != "regression" and len(np.unique(past.label)) < 2:
-            continue
-        ahead = rows.between(start, stop)
-        model = _fit(past, candidate, spec, seed=seed)
-        blocks += losses_by_block(Scored(label=ahead.label, score=model.score(ahead), blocks=ahead.blocks), spec)
+    bounds = fold_bounds(rows, recipe_of(spec).folds)
+    folds = run_fits([partial(_fold_losses, rows, candidate, spec, start=a, stop=b, seed=seed) for a, b in bounds])
+    blocks = [block for fold in folds for block in fold]
     if not blocks:
         raise InputError(
             f"candidate {candidate.name!r}: no block has a {spec.objective.metric}",
@@ -160,7 +162,8 @@ def fit_challenger(rows: Rows, spec: ModelSpec, *, seed: int, name: str | None =
     if not named and len(candidates) > 1:
         scores = [cross_validate(rows, candidate, spec, seed=seed) for candidate in candidates]
         chosen = min(scores, key=lambda scored: scored.loss).candidate
-    return _fit(rows, chosen, spec, seed=seed), chosen
+    [model] = run_fits([partial(_fit, rows, chosen, spec, seed=seed)])
+    return model, chosen
 
 
 def _fit(
@@ -172,6 +175,16 @@ def _fit(
     features: tuple[FeatureContract, ...] | None = None,
 ) -> FittedModel:
     return fit_model(rows, candidate, task=spec.task, declared=spec.features, seed=seed, features=features)
+
+
+def _fold_losses(
+    rows: Rows, candidate: Candidate, spec: ModelSpec, *, start: int, stop: int, seed: int
+) -> list[BlockLoss]:
+    past, ahead = rows.between(0, start), rows.between(start, stop)
+    if spec.task != "regression" and len(np.unique(past.label)) < 2:
+        return []
+    model = _fit(past, candidate, spec, seed=seed)
+    return losses_by_block(scored_rows(ahead, model.score(ahead)), spec)
 
 
 def _blocks_within(rows: Rows, stretch: timedelta, block: timedelta) -> int:

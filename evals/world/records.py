@@ -55,12 +55,14 @@ class Server:
     """One process of one version; `generation` rises with every start."""
 
     version: str
-    key: str
+    keys: list[str]
+    """The key that started it, then those that adopted it."""
     digest: str
     """Names the fitted model that it loaded."""
     port: int
     generation: int
     alive: bool = True
+    stopped_by: str | None = None
     n_requests: int = 0
     n_errors: int = 0
     latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_MS) + 1))
@@ -71,11 +73,11 @@ class Server:
 class RouteDocument:
     weights: dict[str, int]
     applied: dict[str, int]
-    """What the data plane really does."""
+    """What the data plane has taken over and confirms."""
+    misrouted: dict[str, int] | None = None
+    """What it does in truth where it lies."""
     revision: int
     key: str | None
-    keys: list[str] = field(default_factory=list)
-    """Every key that has written this document."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,8 +133,6 @@ class ModelState:
     alias_keys: dict[str, str] = field(default_factory=dict)
     """Alias -> key of its last change."""
     servers: dict[str, Server] = field(default_factory=dict)
-    started: list[str] = field(default_factory=list)
-    """Versions that were ever started."""
     route: RouteDocument | None = None
     conditions: list[Condition] = field(default_factory=list)
     days: list[ServedDay] = field(default_factory=list)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evals.world.faults import port_call
 from evals.world.package import read_fitted
-from evals.world.records import LATENCY_BOUNDS_MS, Condition, RouteDocument, Server
+from evals.world.records import LATENCY_BOUNDS_MS, RouteDocument, Server
 from evals.world.world import World
 from state.errors import ToolRejected, ToolUnavailable
 from tools.ports import Endpoint, Route, ServiceSample
@@ -28,30 +29,34 @@ class WorldServers:
         state = self.world.state.models.get(model)
         if state is None:
             raise ToolRejected(f"{model}: no such model")
-        running = state.servers.get(version)
-        if running is not None and running.alive:
-            return _endpoint(model, running)
         digest = self.world.store_fitted(read_fitted(package))
+        known = state.servers.get(version)
+        if known is not None and known.alive:
+            if known.digest != digest:
+                raise ToolRejected(f"{model} version {version} already runs from another package: stop it first")
+            known.keys = [*known.keys, key] if key not in known.keys else known.keys
+            return _endpoint(model, known, key=key)
         self.world.state.n_started += 1
         generation = self.world.state.n_started
-        if version not in state.started:
-            inherited = [c for c in state.conditions if c.version is None]
-            state.started.append(version)
-            for condition in inherited[-1:]:
-                state.conditions.insert(0, _of_version(condition, version))
-        server = Server(version=version, key=key, digest=digest, port=FIRST_PORT + generation, generation=generation)
+        # A server that died gets its old port again, so that routes to it stay right.
+        port = known.port if known is not None else FIRST_PORT + generation
+        if known is None:
+            for condition in [c for c in state.conditions if c.version is None][-1:]:
+                state.conditions.insert(0, replace(condition, version=version))
+        server = Server(version=version, keys=[key], digest=digest, port=port, generation=generation)
         state.servers[version] = server
         self.world.effect("servers.start", model=model, key=key, args={"version": version, "generation": generation})
-        endpoint = _endpoint(model, server)
+        endpoint = _endpoint(model, server, key=key)
         server.alive = not self.world.condition(model, version).dead
         return endpoint
 
     @port_call("servers.find")
     def find(self, key: str) -> Endpoint | None:
+        """The server that `key` started or adopted; not ready where `key` stopped it."""
         for model, state in self.world.state.models.items():
             for server in state.servers.values():
-                if server.key == key and server.alive:
-                    return _endpoint(model, server)
+                if (key in server.keys and server.alive) or server.stopped_by == key:
+                    return _endpoint(model, server, key=key)
         return None
 
     @port_call("servers.get")
@@ -69,10 +74,11 @@ class WorldServers:
     @port_call("servers.stop", effect=True)
     def stop(self, *, model: str, version: str, key: str) -> None:
         state = self.world.state.models.get(model)
-        # Under one key a restart stops and starts: said again, it must not stop what it started.
-        if state is None or version not in state.servers or self.world.done("servers.stop", key):
+        server = state.servers.get(version) if state is not None else None
+        # A restart stops and starts under one key: said again, it must not stop what it started.
+        if server is None or server.stopped_by is not None or key in server.keys:
             return
-        state.servers.pop(version)
+        server.alive, server.stopped_by = False, key
         self.world.effect("servers.stop", model=model, key=key, args={"version": version})
 
     @port_call("servers.flush")
@@ -96,18 +102,19 @@ class WorldMesh:
         if state is None:
             raise ToolRejected(f"{endpoint.model}: no such model")
         route = state.route
-        if route is not None and (key in route.keys or endpoint.version in route.weights):
+        if route is not None and key == route.key and endpoint.version in route.weights:
             return _route(endpoint.model, route)
-        weights = {endpoint.version: 100} if route is None else {**route.weights, endpoint.version: 0}
+        # A version that is there already gets its new address and keeps its weight.
+        before = route.weights if route is not None else {}
+        weights = {**before, endpoint.version: before.get(endpoint.version, 0 if before else 100)}
         return self._write("mesh.stage", endpoint.model, weights, key)
 
     @port_call("mesh.set_weights", effect=True)
     def set_weights(self, *, model: str, weights: Mapping[str, int], key: str, revision: str | None = None) -> Route:
         route = self._document(model)
-        if key in route.keys:
-            if route.key == key:
-                # Said again: the data plane gets the stored document once more.
-                self._apply(model, route)
+        if route.key == key:
+            # Said again: the data plane gets the stored document once more; other weights are somebody's later edit.
+            self._apply("mesh.set_weights", model, route)
             return _route(model, route)
         if revision is not None and revision != str(route.revision):
             raise ToolUnavailable(f"{model}: the route is at revision {route.revision}, not {revision}")
@@ -121,7 +128,7 @@ class WorldMesh:
     @port_call("mesh.retire", effect=True)
     def retire(self, *, model: str, version: str, key: str) -> Route:
         route = self._document(model)
-        if key in route.keys or version not in route.weights:
+        if version not in route.weights:
             return _route(model, route)
         if route.weights[version] != 0:
             raise ToolRejected(f"{model}: version {version} still has {route.weights[version]} % of the traffic")
@@ -130,8 +137,9 @@ class WorldMesh:
 
     @port_call("mesh.find")
     def find(self, key: str) -> Route | None:
+        """The route whose stored document bears `key`: a later write takes its place."""
         for model, state in self.world.state.models.items():
-            if state.route is not None and key in state.route.keys:
+            if state.route is not None and state.route.key == key:
                 return _route(model, state.route)
         return None
 
@@ -150,15 +158,16 @@ class WorldMesh:
             applied=dict(before.applied) if before is not None else {},
             revision=self.world.state.n_writes,
             key=key,
-            keys=[*(before.keys if before is not None else []), key],
         )
+        misrouted = before.misrouted if before is not None else None
+        route.misrouted = misrouted if misrouted is not None and set(misrouted) == set(weights) else None
         state.route = route
         self.world.effect(method, model=model, key=key, args={"weights": dict(weights)})
-        self._apply(model, route)
+        self._apply(method, model, route)
         return _route(model, route)
 
-    def _apply(self, model: str, route: RouteDocument) -> None:
-        if route.applied and self.faults.take("mesh.set_weights", "not_applied", model):
+    def _apply(self, method: str, model: str, route: RouteDocument) -> None:
+        if route.applied and self.faults.take(method, "not_applied", model):
             return
         route.applied = dict(route.weights)
 
@@ -183,9 +192,15 @@ class WorldMetrics:
         )
 
 
-def _endpoint(model: str, server: Server) -> Endpoint:
+def _endpoint(model: str, server: Server, *, key: str | None = None) -> Endpoint:
     return Endpoint(
-        model=model, version=server.version, key=server.key, host=HOST, port=server.port, ready=True, pid=None
+        model=model,
+        version=server.version,
+        key=key if key is not None else server.keys[0],
+        host=HOST,
+        port=server.port,
+        ready=server.alive,
+        pid=None,
     )
 
 
@@ -197,14 +212,4 @@ def _route(model: str, route: RouteDocument) -> Route:
         key=route.key,
         served=route.applied == route.weights,
         address=f"http://{HOST}:{FIRST_PORT}",
-    )
-
-
-def _of_version(condition: Condition, version: str) -> Condition:
-    return Condition(
-        version=version,
-        error_ratio=condition.error_ratio,
-        latency_ratio=condition.latency_ratio,
-        score_shift=condition.score_shift,
-        dead=condition.dead,
     )

@@ -128,23 +128,26 @@ class World:
         return Condition(version=version)
 
     def foreign_edit(self, model: str, weights: dict[str, int]) -> None:
-        """Somebody edits the route by hand: no key, a new revision."""
+        """Somebody edits the weights by hand: the key stays in the document, the revision is a new one."""
         route = self.model(model).route
         if route is None:
             raise InputError(f"model {model!r} has no route yet", remedy="Serve a version first")
-        route.weights, route.applied, route.key = dict(weights), dict(weights), None
+        route.weights, route.applied = dict(weights), dict(weights)
         self.state.n_writes += 1
         route.revision = self.state.n_writes
+
+    def misroute(self, model: str, weights: dict[str, int] | None) -> None:
+        """From now on the data plane splits by `weights` whatever it confirms; None: it is honest again."""
+        route = self.model(model).route
+        if route is None or (weights is not None and set(weights) != set(route.weights)):
+            raise InputError(f"{weights} is no split of the route of {model!r}", remedy="Name every staged version")
+        route.misrouted = weights
 
     def effect(self, method: str, *, model: str, key: str, args: dict[str, JsonValue]) -> None:
         """Note one change of the world; ports call it once per change."""
         at = self.clock.now().isoformat()
         effects = self.state.effects
         effects.append(Effect(index=len(effects), at=at, method=method, model=model, key=key, args=args))
-
-    def done(self, method: str, key: str) -> bool:
-        """Whether the effect of `method` under `key` has happened."""
-        return any(effect.method == method and effect.key == key for effect in self.state.effects)
 
     def advance(self, n_days: int = 1) -> date:
         """Serve the next day or days of every model; return the last one. The clock then stands at its end."""
@@ -204,7 +207,8 @@ class World:
         state = self.model(name)
         if state.route is None:
             return
-        arms = [self._arm(name, version, weight) for version, weight in state.route.applied.items()]
+        split = state.route.misrouted or state.route.applied
+        arms = [self._arm(name, version, weight) for version, weight in split.items()]
         served = ServedDay(day=day.isoformat(), arms=arms)
         state.days.append(served)
         record = self.served(name, served.day)

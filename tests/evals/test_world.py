@@ -332,15 +332,17 @@ def test_harm_grows_when_the_served_model_is_wrong(tmp_path: Path) -> None:
     assert max(harm[:3]) < 10 < min(harm[3:])
 
 
-def test_a_foreign_edit_changes_the_revision_and_takes_the_key_away(tmp_path: Path) -> None:
+def test_an_edit_by_hand_has_a_new_revision_and_a_repeated_key_does_not_undo_it(tmp_path: Path) -> None:
     world, platform = live(tmp_path)
+    add_second_version(world, platform, 25)
     before = platform.mesh.read("churn")
-    world.foreign_edit("churn", {"1": 100})
+    world.foreign_edit("churn", {"1": 90, "2": 10})
+    platform.mesh.set_weights(model="churn", weights={"1": 75, "2": 25}, key="w25")
     after = platform.mesh.read("churn")
 
     assert before is not None
     assert after is not None
-    assert after.key is None
+    assert (after.key, dict(after.weights)) == ("w25", {"1": 90, "2": 10})
     assert after.revision != before.revision
 
 

@@ -177,6 +177,17 @@ def test_weights_that_the_data_plane_did_not_take_are_not_confirmed_until_pushed
     assert shifts(world) == 1
 
 
+def test_a_lying_data_plane_confirms_the_weights_and_splits_by_others(world: World, platform: Platform) -> None:
+    world.misroute("churn", {"1": 100, "2": 0})
+    shift(platform)
+    world.advance(2)
+
+    route, candidate = platform.mesh.read("churn"), platform.metrics.sample("churn", "2")
+    assert route is not None
+    assert candidate is not None
+    assert (dict(route.weights), route.served, candidate.n_requests) == (WEIGHTS, True, 0)
+
+
 def test_a_killed_control_plane_loses_its_running_pipelines_but_no_server(world: World, platform: Platform) -> None:
     world.faults.add(Fault(method="pipelines.submit", kind="slow", polls=9))
     submit(platform, world, "p")

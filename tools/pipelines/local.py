@@ -7,7 +7,6 @@ import fcntl
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 from state.errors import ToolRejected
 from tools.pipelines.journal import ABANDONED, RESULT, describe_failure, read_json, read_log, write_json
 from tools.pipelines.parameters import complete_parameters
-from tools.pipelines.process import kill_group, start_ticks
+from tools.pipelines.process import kill_group
 from tools.ports import PipelineRequest, PipelineRun
+from tools.processes import spawn, start_ticks
 
 MAX_STARTS = 5
 """A run that ended this often without a result, its parent living on, is reported as failed."""
@@ -29,7 +29,7 @@ class LocalPipelines:
     def __init__(self, root: Path, *, python: str = sys.executable) -> None:
         self._root = root.absolute()
         self._python = python
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, int] = {}
 
     def submit(self, request: PipelineRequest, *, key: str) -> PipelineRun:
         """Start the run, or return the one that `key` names. A run whose process died is started again.
@@ -55,23 +55,21 @@ class LocalPipelines:
         return self._look(key)
 
     def close(self) -> None:
-        """Kill the runs that this object started and that still run; they start again under the same key."""
-        for child in self._children.values():
-            if child.poll() is None:
-                kill_group(child.pid)
-            child.wait()
-        self._children.clear()
+        """Kill the runs that this object started and that still run; the same key starts them again."""
+        for pid in self._started.values():
+            if start_ticks(pid) is not None:
+                kill_group(pid)
+        self._started.clear()
 
     def _look(self, key: str) -> PipelineRun | None:
         directory = self._directory(key)
-        child = self._children.get(key)
         # Liveness first: a run that ends between the two looks has then left its result.
         state = read_json(directory / "state.json")
-        alive = state is not None and start_ticks(state["pid"]) == state["start_ticks"]
+        ticks = None if state is None else start_ticks(state["pid"])
+        alive = state is not None and ticks is not None and ticks == state["start_ticks"]
         result = read_json(directory / RESULT)
-        if not alive and child is not None:
-            child.wait()
-            del self._children[key]
+        if not alive:
+            self._started.pop(key, None)
         if result is not None:
             error = str(result.get("error", ""))
             return PipelineRun(key=key, status=result["status"], outputs=result.get("outputs", {}), error=error)
@@ -89,16 +87,11 @@ class LocalPipelines:
         # The environment's own programs come first: components start `python3` through a shell.
         path = os.pathsep.join([str(Path(self._python).parent), *os.get_exec_path()])
         command = ["/usr/bin/env", f"PATH={path}", "PYTHONUNBUFFERED=1", self._python, "-m", "tools.pipelines.run"]
-        with (directory / "log.txt").open("wb") as log:
-            child = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-                [*command, str(directory), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._children[key] = child
-        state = {"pid": child.pid, "start_ticks": start_ticks(child.pid), "starts": starts + 1}
+        log = directory / "log.txt"
+        log.unlink(missing_ok=True)
+        pid = spawn([*command, str(directory), str(os.getpid())], log=log)
+        self._started[key] = pid
+        state = {"pid": pid, "start_ticks": start_ticks(pid), "starts": starts + 1}
         write_json(directory / "state.json", state)
 
     def _clear(self, directory: Path) -> None:

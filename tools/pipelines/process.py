@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, and telling a live one from a reused process id."""
+"""Child processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -8,18 +8,6 @@ import select
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
-
-
-def start_ticks(pid: int) -> int | None:
-    """When process `pid` started, in clock ticks since boot; None where it has ended or waits to be reaped."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The name in brackets may itself hold spaces and brackets.
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in {"Z", "X"} else int(fields[19])
 
 
 def end_with(pid: int, *, before: Callable[[], None] = lambda: None) -> None:

@@ -14,6 +14,7 @@ from state.clock import utc
 from state.spec import ModelSpec
 from tools.drift.performance import metric_value
 from tools.evaluation import check_gates, compare_blocks, measure, scored_rows
+from tools.fits import few_threads
 from tools.onnx_export import check_parity, export_onnx
 from tools.packaging import PackageScorer
 from tools.pipelines.step_files import FACTS, ROWS, folder, load_features, load_rows, read_json, write_json
@@ -30,9 +31,10 @@ def train_candidates(*, spec: str, seed: int, rows: str, features: str, out: str
     """
     model = ModelSpec.model_validate_json(spec)
     data = load_rows(rows, model)
-    trained = fit_candidates(data, model, seed=seed, features=load_features(features))
-    exported = export_onnx(trained.model)
-    parity = check_parity(trained.model, exported, data, seed=seed)
+    with few_threads():
+        trained = fit_candidates(data, model, seed=seed, features=load_features(features))
+        exported = export_onnx(trained.model)
+        parity = check_parity(trained.model, exported, data, seed=seed)
     directory = folder(out)
     (directory / "model.onnx").write_bytes(exported)
     held = trained.holdout
@@ -101,7 +103,8 @@ def compare_with_champion(
     else:
         past = labelled_rows(older, declared, n_classes=n_classes)
         model, chosen = fit_challenger(past, declared, seed=seed, name=recipe_candidate or None)
-        ours, name, n_fitted = model.score(ahead), chosen.name, len(past)
+        with few_threads():
+            ours, name, n_fitted = model.score(ahead), chosen.name, len(past)
     theirs = champion.score(newer) if champion is not None else None
     metrics = measure(scored_rows(ahead, ours), declared)
     return json.dumps(

@@ -1,0 +1,103 @@
+"""`steady demo`: `steady up examples/flights --replay 2013-04-01` plus two injected acts.
+
+The data carries a unit fault of five days, and on a fixed day an engineer asks for a bad release. Both dates were fixed
+before any outcome was looked at.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from console import services
+from console.settings import Settings
+from console.up import Running, Window
+from examples.flights.bad_release import register_bad_release
+from examples.flights.prepare import UNIT_FAULT, prepare
+from state import store
+from state.errors import InputError
+from state.rows import ApprovalRow, GoalRow, RunRow, SwitchRow
+from tools.mesh.envoy import stop_envoy
+from tools.servers import stop_all
+
+SPEC = Path(__file__).resolve().parent.parent / "examples" / "flights" / "flights.yaml"
+START = datetime(2013, 4, 1, tzinfo=UTC)
+END, FULL_END = datetime(2013, 10, 1, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC)
+BAD_RELEASE_AT = datetime(2013, 8, 5, tzinfo=UTC)
+MODEL = "flights"
+
+
+def window(full: bool) -> Window:
+    """What is replayed: April to September, or to December."""
+    return Window(start=START, end=FULL_END if full else END)
+
+
+def remove(settings: Settings) -> None:
+    """Stop what an earlier run left and remove its workspace.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    home = settings.home
+    if not home.exists():
+        return
+    known = (home / "steady.db").exists() or not any(home.iterdir())
+    if not known:
+        raise InputError(f"{home} is not a workspace, so it is not removed", remedy="Name another one with --home")
+    stop_all(home)
+    stop_envoy(home)
+    shutil.rmtree(home)
+
+
+def prepare_files(settings: Settings, say: Callable[[str, str], None]) -> Path:
+    """The example's data with the unit fault, and its spec beside it; the spec's path."""
+    folder = settings.home / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    spec, data = folder / "flights.yaml", folder / "data"
+    shutil.copyfile(SPEC, spec)
+    if not (data / "flights.parquet").exists():
+        say("demo", "preparing 336,776 flights of 2013 with their weather")
+        prepare(data, fault=UNIT_FAULT)
+    return spec
+
+
+def hooks(running: Running) -> list[Callable[[datetime], bool]]:
+    """The injected acts, as people would do them; each looks at the rows, so a restart repeats nothing."""
+
+    def bad_release(now: datetime) -> bool:
+        if now < BAD_RELEASE_AT or _switched(running, "demo/bad_release"):
+            return False
+        version = register_bad_release(running.workspace.home, running.workspace.settings.mlflow_tracking_uri)
+        text = f"deploy version {version} of {MODEL}"
+        with running.workspace.db.transaction() as conn:
+            asked = any(goal.text == text for goal in store.select(conn, GoalRow, model=MODEL))
+        if not asked:
+            running.say("engineer", f'steady goal "{text}"')
+            services.submit_goal(running.workspace, text)
+        with running.workspace.db.transaction() as conn:
+            store.put(conn, SwitchRow(id="demo/bad_release", body={"version": version}), fence=None)
+        return True
+
+    def approver(now: datetime) -> bool:  # noqa: ARG001 - hooks share one signature
+        asked = False
+        with running.workspace.db.transaction() as conn:
+            pending = store.select(conn, ApprovalRow, model=MODEL, status="pending")
+            wanted = [row for row in pending if _serves_goal(store.get(conn, RunRow, row.run_id))]
+        for row in wanted:
+            running.say("approver", f"steady approve {row.id}")
+            services.answer_approval(running.workspace, row.id, "approved", "the team wants to see it under traffic")
+            asked = True
+        return asked
+
+    return [bad_release, approver]
+
+
+def _switched(running: Running, name: str) -> bool:
+    with running.workspace.db.transaction() as conn:
+        return store.get(conn, SwitchRow, name) is not None
+
+
+def _serves_goal(run: RunRow | None) -> bool:
+    return run is not None and run.subject_kind == "goal"

@@ -1,0 +1,275 @@
+"""What people ask for, as functions that the command line and every later surface share."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from console.workspace import Workspace, domain_now, require_role
+from orchestrator.goals.reading import read_goal
+from state import log, store
+from state.clock import WallClock
+from state.decisions import ApprovalChanged, Commanded
+from state.errors import InputError
+from state.goals import Goal
+from state.ids import Uuid7Source
+from state.rows import (
+    ActionRow,
+    ApprovalRow,
+    DetectorRow,
+    DiagnosisRow,
+    GoalRow,
+    IncidentRow,
+    ModelRow,
+    RolloutRow,
+    RunRow,
+    SwitchRow,
+)
+from state.store import Connection
+
+_IDS = Uuid7Source()
+
+
+def _stamp(workspace: Workspace) -> dict[str, Any]:
+    return {"decision_id": _IDS.new_id(), "at": domain_now(workspace), "recorded_at": WallClock().now()}
+
+
+def submit_goal(workspace: Workspace, text: str) -> GoalRow:
+    """Take a goal in: its row, its run where it is one-off, and the record of who asked.
+
+    Raises:
+        InputError: the text is no goal, or the model or version is not known.
+    """
+    user = require_role(workspace, "operator")
+    goal = read_goal(text)
+    stamp = _stamp(workspace)
+    with workspace.db.transaction() as conn:
+        model = _known_model(conn, goal.model)
+        version = _resolve_version(conn, model, goal.version)
+        goal = goal.model_copy(update={"model": model, "version": version})
+        row = GoalRow(
+            id=_IDS.new_id(), model=model, status="active", standing=goal.intent == "maintain",
+            goal=goal.model_dump(mode="json"), text=text.strip(), asked_by=user, asked_at=stamp["at"],
+        )  # fmt: skip
+        if goal.intent == "report":
+            row.status = "achieved"
+        store.put(conn, row, fence=None)
+        if not row.standing and goal.intent != "report":
+            store.put(conn, _run_for(row, goal, stamp["at"]), fence=None)
+        log.append(
+            conn,
+            Commanded(
+                **stamp, model=model, actor=f'User::"{user}"', summary=f"{user} asks: {row.text}", command="goal",
+                details={"goal_id": row.id, "goal": row.goal},
+            ),
+        )  # fmt: skip
+    return row
+
+
+def _run_for(row: GoalRow, goal: Goal, at: datetime) -> RunRow:
+    """The run of a one-off goal, with the facts that a person's wish brings."""
+    facts: dict[str, JsonValue] = {"rows_available": True, "data_clean": True, "healthy_champion_known": True}
+    match goal.intent:
+        case "retrain":
+            facts["training_justified"] = True
+        case "deploy" | "promote" | "compare":
+            facts |= {"candidate_exists": True, "candidate_registered": True, "candidate": goal.version}
+        case _:
+            facts["story"] = row.text
+    return RunRow(
+        id=_IDS.new_id(), model=str(row.model), subject_id=row.id, subject_kind="goal", status="ready", facts=facts,
+        started_at=at,
+    )  # fmt: skip
+
+
+def _known_model(conn: Connection, name: str | None) -> str:
+    models = [row.id for row in store.select(conn, ModelRow)]
+    if name is None and len(models) == 1:
+        return models[0]
+    if name not in models:
+        raise InputError(
+            f"goal: {name!r} is not a managed model", remedy=f"Name one of: {', '.join(models) or 'none yet'}"
+        )
+    return str(name)
+
+
+def _resolve_version(conn: Connection, model: str, version: str | None) -> str | None:
+    """Roles become numbers when the goal is taken in; a number stays what it is."""
+    if version is None or version.isdigit():
+        return version
+    champion = store.get(conn, DetectorRow, f"{model}/champion")
+    state = champion.state if champion is not None else {}
+    found = {"champion": state.get("version"), "previous": state.get("previous")}.get(version)
+    if version in ("challenger", "latest"):
+        rollouts = store.select(conn, RolloutRow, model=model, newest_first=True, limit=1)
+        found = rollouts[0].candidate if rollouts else None
+    if found is None:
+        raise InputError(f"goal: {model} has no {version} version", remedy="Give the version's number")
+    return str(found)
+
+
+def answer_approval(
+    workspace: Workspace, approval_id: str, answer: Literal["approved", "rejected"], comment: str
+) -> ApprovalRow:
+    """Answer one pending question, once.
+
+    Raises:
+        InputError: no such question, it is answered already or has expired, or the user lacks the role.
+    """
+    stamp = _stamp(workspace)
+    with workspace.db.transaction() as conn:
+        row = store.get(conn, ApprovalRow, approval_id) or _by_prefix(conn, approval_id)
+        if row is None:
+            pending = [a.id for a in store.select(conn, ApprovalRow, status="pending")]
+            raise InputError(
+                f"approval {approval_id!r} does not exist", remedy=f"Pending: {', '.join(pending) or 'none'}"
+            )
+        if row.status != "pending":
+            raise InputError(f"approval {row.id} is {row.status} already", remedy="Only a pending one can be answered")
+    users = [require_role(workspace, role) for role in row.roles] or [require_role(workspace, "approver")]
+    if stamp["at"] >= row.expires_at:
+        raise InputError(
+            f"approval {row.id} expired at {row.expires_at:%Y-%m-%d %H:%M}", remedy="Wait for it to be asked anew"
+        )
+    with workspace.db.transaction() as conn:
+        fresh = store.get(conn, ApprovalRow, row.id)
+        if fresh is None or fresh.status != "pending":
+            raise InputError(f"approval {row.id} was answered meanwhile", remedy="See `steady status`")
+        fresh.status, fresh.answered_by, fresh.answered_at, fresh.comment = answer, users[0], stamp["at"], comment
+        store.put(conn, fresh, fence=None)
+        log.append(
+            conn,
+            ApprovalChanged(
+                **stamp, model=fresh.model, run_id=fresh.run_id, actor=f'User::"{users[0]}"',
+                summary=f"{users[0]} {answer} {fresh.action} of {fresh.model}.", approval_id=fresh.id, change=answer,
+                action=fresh.action, action_key=fresh.action_key, roles=fresh.roles, reason=comment,
+            ),
+        )  # fmt: skip
+    return fresh
+
+
+def _by_prefix(conn: Connection, prefix: str) -> ApprovalRow | None:
+    found = [row for row in store.select(conn, ApprovalRow, status="pending") if row.id.endswith(prefix)]
+    return found[0] if len(found) == 1 and len(prefix) >= 6 else None
+
+
+def set_halt(workspace: Workspace, on: bool, reason: str) -> None:
+    """Throw or release the kill switch: everything stops but rollback to the champion, telling people and reading."""
+    user = require_role(workspace, "operator" if on else "admin")
+    stamp = _stamp(workspace)
+    with workspace.db.transaction() as conn:
+        row = SwitchRow(id="halt", body={"on": on, "by": user, "reason": reason, "at": stamp["at"].isoformat()})
+        store.put(conn, row, fence=None)
+        log.append(
+            conn,
+            Commanded(
+                **stamp, actor=f'User::"{user}"', command="halt" if on else "unhalt", details={"reason": reason},
+                summary=f"{user} {'throws' if on else 'releases'} the kill switch: {reason or 'no reason given'}.",
+            ),
+        )  # fmt: skip
+
+
+def set_hold(workspace: Workspace, model: str | None, held: bool, reason: str) -> str:
+    """Hold one model or let it go on; nothing about a held model changes but a rollback."""
+    user = require_role(workspace, "operator")
+    stamp = _stamp(workspace)
+    with workspace.db.transaction() as conn:
+        name = _known_model(conn, model)
+        row = store.get(conn, ModelRow, name)
+        assert row is not None
+        row.held = held
+        store.put(conn, row, fence=None)
+        for run in store.select(conn, RunRow, model=name, status="waiting") if not held else []:
+            run.wake_at = None
+            run.facts.pop("held_by_edit", None)
+            store.put(conn, run, fence=None)
+        log.append(
+            conn,
+            Commanded(
+                **stamp, model=name, actor=f'User::"{user}"', command="hold" if held else "resume",
+                summary=f"{user} {'holds' if held else 'resumes'} {name}: {reason or 'no reason given'}.",
+                details={"reason": reason},
+            ),
+        )  # fmt: skip
+    return name
+
+
+def status(workspace: Workspace) -> dict[str, Any]:
+    """The present state, as people and programs read it."""
+    with workspace.db.transaction() as conn:
+        halt = store.get(conn, SwitchRow, "halt")
+        models = [_model_status(conn, row) for row in store.select(conn, ModelRow)]
+        pending = store.select(conn, ApprovalRow, status="pending")
+    return {
+        "home": str(workspace.settings.home),
+        "user": getpass.getuser(),
+        "domain_time": domain_now(workspace).isoformat(),
+        "halted": bool(halt and halt.body.get("on")),
+        "policy_sha256": workspace.policy.sha256,
+        "models": models,
+        "approvals": [
+            {"id": a.id, "model": a.model, "action": a.action, "roles": a.roles, "reason": a.reason,
+             "expires_at": a.expires_at.isoformat()}
+            for a in pending
+        ],
+    }  # fmt: skip
+
+
+def _model_status(conn: Connection, row: ModelRow) -> dict[str, Any]:
+    champion = store.get(conn, DetectorRow, f"{row.id}/champion")
+    rollouts = store.select(conn, RolloutRow, model=row.id, newest_first=True, limit=1)
+    runs = store.select(conn, RunRow, model=row.id, status=["ready", "waiting"])
+    actions = store.select(conn, ActionRow, model=row.id)
+    open_incidents = store.select(conn, IncidentRow, model=row.id, status="open")
+    newest = rollouts[0] if rollouts else None
+    return {
+        "model": row.id,
+        "status": row.status,
+        "held": row.held,
+        "champion": champion.state.get("version") if champion is not None else None,
+        "champion_since": champion.state.get("since") if champion is not None else None,
+        "weights": newest.body.get("weights") if newest is not None else None,
+        "rollout": None
+        if newest is None
+        else {"candidate": newest.candidate, "status": newest.status, "phase": newest.phase},
+        "open_incidents": [{"id": i.id, "title": i.title, "cause": i.cause} for i in open_incidents],
+        "runs": [{"id": r.id, "for": r.subject_kind, "waits_for": r.waits_for, "step": _step(r)} for r in runs],
+        "actions": {state: sum(a.state == state for a in actions) for state in sorted({a.state for a in actions})},
+    }
+
+
+def _step(run: RunRow) -> str:
+    steps = run.plan.get("steps") if run.plan else None
+    return " -> ".join(str(step["kind"]) for step in steps) if isinstance(steps, list) else ""  # type: ignore[index,call-overload]
+
+
+def incidents(workspace: Workspace, *, model: str | None = None) -> list[dict[str, Any]]:
+    """Every incident with its diagnoses and the actions that served it, oldest first."""
+    with workspace.db.transaction() as conn:
+        found = store.select(conn, IncidentRow)
+        rows = [row for row in found if model is None or row.model == model]
+        return [_incident(conn, row) for row in rows]
+
+
+def _incident(conn: Connection, row: IncidentRow) -> dict[str, Any]:
+    diagnoses = store.select(conn, DiagnosisRow, incident_id=row.id)
+    actions = store.select(conn, ActionRow, subject_id=row.id, order="created_at")
+    return {
+        "id": row.id, "model": row.model, "status": row.status, "cause": row.cause, "signal": row.signal,
+        "title": row.title, "what": row.body.get("text"), "opened_at": row.opened_at.isoformat(),
+        "closed_at": row.closed_at.isoformat() if row.closed_at else None, "resolution": row.resolution,
+        "days": row.body.get("days"), "quarantined": row.body.get("quarantined"),
+        "diagnoses": [
+            {"at": d.at.isoformat(), "cause": d.cause, "for": d.evidence_for, "against": d.evidence_against,
+             "alternatives": d.alternatives}
+            for d in diagnoses
+        ],
+        "actions": [
+            {"key": a.id, "kind": a.kind, "state": a.state, "at": a.created_at.isoformat(), "agent": a.agent,
+             "message": a.message}
+            for a in actions
+        ],
+    }  # fmt: skip

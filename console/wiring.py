@@ -1,0 +1,74 @@
+"""Putting a platform and a crew together; clients are imported here and only when asked for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from console.workspace import Workspace
+from orchestrator.crew import Crew
+from orchestrator.graph import Graph, build_graph
+from state.clock import Clock
+from state.ids import Uuid7Source
+from state.spec import ModelSpec
+from tools.ports import Platform
+
+
+def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Platform:
+    """The embedded platform: kfp.local, MLflow on SQLite, a server process per version, a real Envoy."""
+    # Heavy clients: `steady status` must not pay for them.
+    from tools.data import WorkspaceData
+    from tools.mesh.envoy import EnvoyMesh
+    from tools.metrics import EnvoyMetrics
+    from tools.notify import AppriseNotifier
+    from tools.outcomes import WorkspaceOutcomes
+    from tools.pipelines.local import LocalPipelines
+    from tools.registry import MlflowModels
+    from tools.servers import LocalServers
+
+    home = workspace.home
+    ports = {name: getattr(spec.serving, "port", 0) for name, spec in specs.items()}
+    mesh = EnvoyMesh(home, ports=ports)
+    return Platform(
+        pipelines=LocalPipelines(home),
+        registry=MlflowModels.open(home, workspace.settings.mlflow_tracking_uri),
+        servers=LocalServers(home),
+        mesh=mesh,
+        metrics=EnvoyMetrics(mesh),
+        data=WorkspaceData(home),
+        outcomes=WorkspaceOutcomes(home),
+        notifier=AppriseNotifier(workspace.settings.notify_urls, sent=home / "notified.json"),
+        specs=dict(specs),
+    )
+
+
+def make_crew(workspace: Workspace, platform: Platform, clock: Clock, say: Callable[[str, str], None]) -> Crew:
+    """A crew of this process over the workspace's state."""
+    return Crew(
+        db=workspace.db,
+        policy=workspace.policy,
+        platform=platform,
+        clock=clock,
+        ids=Uuid7Source(),
+        owner=f"{socket.gethostname()}/{os.getpid()}",
+        signer=workspace.signer,
+        second_place=workspace.second_place,
+        say=say,
+    )
+
+
+@contextmanager
+def open_graph(path: Path) -> Iterator[Graph]:
+    """The orchestrator's graph with its disposable threads in the SQLite file `path`."""
+    connection = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        yield build_graph(SqliteSaver(connection))
+    finally:
+        connection.close()

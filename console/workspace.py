@@ -1,0 +1,151 @@
+"""The workspace: one directory with the state, the keys and the data, and the first start that makes it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import tomllib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from console.settings import Settings
+from policies.engine import SHIPPED, PolicySet
+from state import log, store
+from state.clock import WallClock
+from state.decisions import Genesis
+from state.errors import InputError
+from state.ids import Uuid7Source
+from state.keys import Signer, load_or_create
+from state.rows import SwitchRow
+from state.store import Database
+
+ROLES = ("viewer", "operator", "approver", "auditor", "admin")
+MARKER = "steady.db"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """An opened workspace. `close` it when done."""
+
+    home: Path
+    settings: Settings
+    db: Database
+    policy: PolicySet
+    signer: Signer
+    token: str
+    """Secret shared with our own servers."""
+
+    @property
+    def second_place(self) -> Path:
+        return self.home / "checkpoints"
+
+    @property
+    def roles_file(self) -> Path:
+        return self.home / "roles.toml"
+
+    def close(self) -> None:
+        self.db.close()
+
+
+def open_workspace(settings: Settings, *, create: bool) -> Workspace:
+    """Open the workspace; with `create`, make it on the first start and write the genesis decision.
+
+    Raises:
+        InputError: there is none (and `create` is False), its policy set is not the approved one, or it is damaged.
+    """
+    home = settings.home.resolve()
+    exists = (home / MARKER).exists() or settings.database_url is not None
+    if not exists and not create:
+        raise InputError(
+            f"{settings.home} is not a workspace",
+            remedy="Run `steady up SPEC` or `steady demo` first, or name another one with --home",
+        )
+    for folder in (home, home / "keys", home / "tokens", home / "checkpoints"):
+        folder.mkdir(parents=True, exist_ok=True)
+    db = Database.open(settings.database())
+    try:
+        db.upgrade()
+        signer = load_or_create(home / "keys" / "log_ed25519", "steadyhand")
+        token = _token(home / "tokens" / "control")
+        policy = _approved_policy(db, settings, home, signer)
+    except BaseException:
+        db.close()
+        raise
+    return Workspace(home=home, settings=settings, db=db, policy=policy, signer=signer, token=token)
+
+
+def _token(path: Path) -> str:
+    """The shared secret, made once with mode 0600."""
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_urlsafe(32))
+    return path.read_text().strip()
+
+
+def _approved_policy(db: Database, settings: Settings, home: Path, signer: Signer) -> PolicySet:
+    """The policy set, if its digest is the one that the log approved; the first start approves it."""
+    directory = settings.policy_dir or SHIPPED
+    with db.transaction() as conn:
+        approved = store.get(conn, SwitchRow, "policy")
+    if approved is not None:
+        return PolicySet.load(directory, approved_sha256=str(approved.body["sha256"]))
+    policy = PolicySet.load(directory)
+    user = getpass.getuser()
+    roles = {user: list(ROLES)}
+    roles_file = home / "roles.toml"
+    if not roles_file.exists():
+        held = ", ".join(f'"{role}"' for role in ROLES)
+        roles_file.write_text(f'# Who may do what: user of the operating system -> roles.\n"{user}" = [{held}]\n')
+    now = WallClock().now()
+    with db.transaction() as conn:
+        if store.get(conn, SwitchRow, "policy") is None:
+            genesis = Genesis(
+                decision_id=Uuid7Source().new_id(), at=now, recorded_at=now, actor=f'User::"{user}"',
+                summary=f"First start: {user} approves the policy set {policy.sha256[:12]} and holds every role.",
+                policy_sha256=policy.sha256, signing_key=signer.vkey, roles=roles,
+            )  # fmt: skip
+            log.append(conn, genesis)
+            store.put(conn, SwitchRow(id="policy", body={"sha256": policy.sha256}), fence=None)
+    return policy
+
+
+def roles_of(workspace: Workspace, user: str) -> list[str]:
+    """Roles of a user of the operating system, from the workspace's `roles.toml`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        table = tomllib.loads(workspace.roles_file.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as exc:
+        raise InputError(f"{workspace.roles_file}: {exc}", remedy="Restore the file: user = [roles]") from exc
+    held = table.get(user, [])
+    if not isinstance(held, list) or not all(isinstance(role, str) for role in held):
+        raise InputError(f"{workspace.roles_file}: {user} is not a list of roles", remedy='Write: user = ["approver"]')
+    return [str(role) for role in held]
+
+
+def require_role(workspace: Workspace, role: str) -> str:
+    """The present user, if they hold `role`.
+
+    Raises:
+        InputError: they do not.
+    """
+    user = getpass.getuser()
+    if role not in roles_of(workspace, user):
+        raise InputError(
+            f"{user} does not hold the role {role!r}", remedy=f"Ask an admin to add it in {workspace.roles_file}"
+        )
+    return user
+
+
+def domain_now(workspace: Workspace) -> datetime:
+    """Domain time: where a replay stands if one is under way, else the time of day."""
+    with workspace.db.transaction() as conn:
+        row = store.get(conn, SwitchRow, "domain_time")
+    if row is not None and row.body.get("at"):
+        return datetime.fromisoformat(str(row.body["at"]))
+    return WallClock().now()

@@ -1,0 +1,350 @@
+"""Level L0, the contract of a block of rows: what is no data to train, judge or detect on, from counts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from state.cells import LevelBins, NumericBins
+from state.errors import TerminalError
+from state.profile import FeatureCounts, Profile, merge
+from tools.drift.units import unit_step
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Severity: TypeAlias = Literal["hard", "warn"]
+
+HISTORY_BLOCKS = 28
+MIN_HISTORY = 5
+"""Earlier blocks that a step rule needs."""
+VOLUME = (0.2, 5.0)
+"""Admissible rows, as multiples of the median of the same weekday."""
+_SAME_WEEKDAYS = 2
+OUT_OF_BOUNDS = (0.005, 0.05)
+MISSING_STEP = (0.05, 0.50)
+NOT_FINITE = 0.005
+UNPARSABLE = 0.01
+RETYPED = 0.05
+NEW_LEVELS = (0.01, 0.25)
+UNSEEN_FACTOR = 3.0
+NEW_LEVEL_ROWS = 5
+NOVEL_STEP = 0.5
+MIXTURE_STEP = 0.10
+"""Total variation or KS distance from the history's pooled blocks that a step needs beside being unusual."""
+MIN_ROWS = 30
+"""Rows that rules about the shape of a block need."""
+CONSTANT = 0.999
+RESOLUTION = 0.5
+"""Occupied cells within the middle of the distribution, as a share of the sparsest earlier block's."""
+DUPLICATES = 0.001
+_SIGMAS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityFinding:
+    kind: str
+    feature: str | None
+    """None where the whole block is meant."""
+    severity: Severity
+    """hard: quarantine the block and never train on it. warn: evidence for a diagnosis."""
+    detail: str
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityReport:
+    block: str
+    n_rows: int
+    n_rules: int
+    """Rules that had what they need; never 0."""
+    findings: tuple[QualityFinding, ...]
+    """Hard ones first."""
+
+    @property
+    def faulty(self) -> bool:
+        return any(finding.severity == "hard" for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFacts:
+    """What counts cannot say about a block; the defaults say nothing is wrong."""
+
+    extra_columns: Sequence[str] = ()
+    n_duplicate_keys: int = 0
+    stale_for: timedelta = timedelta(0)
+    """Age of the newest event beyond what is usual when the block closes."""
+    stale_limit: timedelta = timedelta(days=1)
+
+
+def check_block(
+    reference: Profile, previous: Sequence[Profile], day: Profile, *, batch: BatchFacts | None = None
+) -> QualityReport:
+    """Check the rows of one block against the reference, the earlier good blocks and the declared bounds.
+
+    `previous` are profiles of earlier blocks that were found good, in any order and chunking; the newest 28 count, and
+    where there are fewer the reference's own blocks before `day` fill up. Rules that need a history are passed over
+    without one. Row counts are compared with `previous` alone: a reference may be thinned.
+
+    Raises TerminalError where `day` is not exactly one block, is counted against other bins, or no rule could be
+    evaluated: silence about an unchecked block is no success.
+    """
+    if len(day) != 1:
+        raise TerminalError(f"a quality check takes one block, not {len(day)}")
+    block, n_rows = day.blocks[0], int(day.n_rows[0])
+    served = merge(previous, reference.bins)
+    served = served.select(name for name in served.blocks if name < block)
+    history = _history(reference, served, block)
+    checks = _Checks()
+    _check_batch(checks, batch, n_rows)
+    _check_volume(checks, served, block, n_rows)
+    if n_rows:
+        for name in reference.bins.names:
+            _check_feature(checks, history.feature(name), day.feature(name))
+    if not checks.n_rules:
+        raise TerminalError(f"no quality rule could be evaluated for block {block} with {n_rows} rows")
+    findings = sorted(checks.findings, key=lambda finding: finding.severity)
+    return QualityReport(block=block, n_rows=n_rows, n_rules=checks.n_rules, findings=tuple(findings))
+
+
+class _Checks:
+    """Findings, and how many rules were evaluated."""
+
+    def __init__(self) -> None:
+        self.findings: list[QualityFinding] = []
+        self.n_rules = 0
+
+    def rule(
+        self, kind: str, feature: str | None, *, value: float, limits: tuple[float, float], detail: str
+    ) -> Severity | None:
+        """One rule: warn at the first limit, hard at the second."""
+        self.n_rules += 1
+        warn, hard = limits
+        if not value >= min(warn, hard):
+            return None
+        severity: Severity = "hard" if value >= hard else "warn"
+        self.findings.append(
+            QualityFinding(
+                kind=kind, feature=feature, severity=severity, detail=detail, value=value,
+                limit=hard if severity == "hard" else warn,
+            )
+        )  # fmt: skip
+        return severity
+
+
+_NEVER = float("inf")
+
+
+def _history(reference: Profile, served: Profile, block: str) -> Profile:
+    if len(served) < HISTORY_BLOCKS:
+        known = set(served.blocks)
+        older = [name for name in reference.blocks if name < block and name not in known]
+        served = served + reference.select(older[-(HISTORY_BLOCKS - len(served)) :])
+    return served.select(served.blocks[-HISTORY_BLOCKS:])
+
+
+def _check_batch(checks: _Checks, batch: BatchFacts | None, n_rows: int) -> None:
+    if batch is None:
+        return
+    n_extra = len(batch.extra_columns)
+    checks.rule("extra_column", None, value=n_extra, limits=(1, 1), detail=f"{n_extra} column(s) not in the contract")
+    if n_rows:
+        ratio = batch.n_duplicate_keys / n_rows
+        checks.rule("duplicate_keys", None, value=ratio, limits=(DUPLICATES, DUPLICATES), detail=f"{ratio:.1%} of keys")
+    late = batch.stale_for / batch.stale_limit
+    checks.rule("stale", None, value=late, limits=(_NEVER, 1.0), detail=f"newest event late by {batch.stale_for}")
+
+
+def _check_volume(checks: _Checks, served: Profile, block: str, n_rows: int) -> None:
+    usual = _usual_rows(served, block)
+    if usual is None:
+        return
+    low, high = VOLUME[0] * usual, VOLUME[1] * usual
+    off = max(low / max(n_rows, 1e-9), n_rows / high)
+    detail = f"{n_rows} rows, usual are {usual:.0f}"
+    checks.rule("volume", None, value=off, limits=(_NEVER, np.nextafter(1.0, 2.0)), detail=detail)
+
+
+def _usual_rows(served: Profile, block: str) -> float | None:
+    if len(served) < MIN_HISTORY:
+        return None
+    try:
+        weekday = date.fromisoformat(block).weekday()
+        same = [n for name, n in zip(served.blocks, served.n_rows, strict=True) if _weekday(name) == weekday]
+    except ValueError:
+        same = []
+    # Weekly and longer blocks all fall on one weekday: then this is the median of all.
+    rows = same[-4:] if len(same) >= _SAME_WEEKDAYS else list(served.n_rows[-HISTORY_BLOCKS:])
+    return float(np.median(rows)) or None
+
+
+def _weekday(block: str) -> int:
+    return date.fromisoformat(block).weekday()
+
+
+def _check_feature(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -> None:
+    name = day.bins.name
+    n_rows = int(day.n_rows[0])
+    absent = int(day.status("absent")[0])
+    detail = f"absent from {absent} of {n_rows} rows"
+    if checks.rule("missing_column", name, value=absent / n_rows, limits=(1 / n_rows, 0.05), detail=detail) == "hard":
+        return
+    _check_values(checks, history, day)
+    if not int(day.n_valid[0]):
+        return
+    if isinstance(day.bins, NumericBins):
+        _check_numeric(checks, history, day, day.bins)
+    _check_new_levels(checks, history, day)
+    _check_mixture(checks, history, day)
+
+
+def _check_values(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -> None:
+    """Shares of values that are none, or of the wrong type, beyond what earlier blocks had."""
+    name, rows = day.bins.name, day.n_rows
+    missing = day.status("missing")
+    before = history.status("missing")
+    empty = int(rows[0]) >= NEW_LEVEL_ROWS and not int(day.n_valid[0])
+    worst = _worst(before, history.n_rows, default=0.0)
+    # A column that is mostly empty anyway may be empty for a whole small block.
+    chance = worst ** int(rows[0])
+    limits = (_NEVER, 1.0)
+    checks.rule("all_missing", name, value=float(empty and chance < 1e-6), limits=limits, detail="no usable value")
+    for kind, hits, earlier, (warn, hard) in (
+        ("missing_step", missing, before, MISSING_STEP),
+        ("not_finite", day.status("not_finite"), history.status("not_finite"), (NOT_FINITE, NOT_FINITE)),
+        ("unparsable", day.status("unparsable"), history.status("unparsable"), (UNPARSABLE, UNPARSABLE)),
+        ("retyped", day.status("retyped"), history.status("retyped"), (RETYPED, RETYPED)),
+    ):
+        step = _step(hits, rows, earlier, history.n_rows)
+        share = int(hits[0]) / int(rows[0])
+        detail = f"{share:.1%} of rows, {step:.1%} more than in any earlier block"
+        checks.rule(kind, name, value=step, limits=(warn, hard), detail=detail)
+    if day.status("out_of_bounds").any() or _is_bounded(day):
+        share = int(day.status("out_of_bounds")[0]) / max(int(day.n_valid[0]), 1)
+        significant = share if int(day.status("out_of_bounds")[0]) >= 2 else 0.0
+        detail = f"{share:.1%} of values outside the declared bounds"
+        checks.rule("out_of_bounds", name, value=significant, limits=OUT_OF_BOUNDS, detail=detail)
+
+
+def _check_numeric(checks: _Checks, history: FeatureCounts, day: FeatureCounts, bins: NumericBins) -> None:
+    if int(day.n_valid[0]) < MIN_ROWS or len(history.n_rows) < MIN_HISTORY:
+        return
+    step = unit_step(history, day)
+    detail = ""
+    if step is not None:
+        also = f" (or {', '.join(step.others)})" if step.others else ""
+        detail = f"a step of {step.distance:.1f} sd that {step.unit.name}{also} explains but for {step.remaining:.1f}"
+    value = step.distance if step else 0.0
+    checks.rule("unit_step", day.bins.name, value=value, limits=(_NEVER, 1e-9), detail=detail)
+    novel = _step(day.status("novel"), day.n_valid, history.status("novel"), history.n_valid)
+    detail = f"{novel:.0%} of values are none that the reference has"
+    checks.rule("novel_values", day.bins.name, value=novel, limits=(NOVEL_STEP, _NEVER), detail=detail)
+    _check_resolution(checks, history, day, bins)
+
+
+def _check_resolution(checks: _Checks, history: FeatureCounts, day: FeatureCounts, bins: NumericBins) -> None:
+    """One value where there were many, or fewer distinct cells between the deciles than ever: rounded values."""
+    usable = history.cells[history.n_valid >= MIN_ROWS]
+    if len(usable) < MIN_HISTORY:
+        return
+    # Outside the reference's range cells are wide, and one may well hold a whole healthy day.
+    inner = slice(bins.n_low, bins.n_low + bins.n_interior)
+    fullest = float(day.cells[0, inner].max() / day.cells.sum())
+    usual = float((usable.max(axis=1) / usable.sum(axis=1)).max())
+    stuck = fullest if usual < 0.9 else 0.0
+    checks.rule(
+        "constant", day.bins.name, value=stuck, limits=(_NEVER, CONSTANT),
+        detail=f"{fullest:.1%} of values in one cell, earlier at most {usual:.1%}",
+    )  # fmt: skip
+    now, before = _density(day.cells)[0], _density(usable)
+    small = int(day.n_valid[0]) < 0.5 * float(np.median(usable.sum(axis=1)))
+    if bins.transform == "exact" or small or before.min() < 0.2:
+        return
+    lost = 1 - now / (RESOLUTION * float(before.min()))
+    checks.rule(
+        "rounded", day.bins.name, value=lost, limits=(1e-9, _NEVER),
+        detail=f"{now:.0%} of the cells between the deciles hold values, earlier at least {before.min():.0%}",
+    )  # fmt: skip
+
+
+def _density(cells: Ints) -> Floats:
+    """Share of the cells from the first to the ninth decile that hold anything, by block."""
+    cumulative = np.cumsum(cells, axis=1)
+    total = cumulative[:, -1:]
+    inside = (cumulative > 0.1 * total) & (cumulative - cells < 0.9 * total)
+    return np.asarray(((cells > 0) & inside).sum(axis=1) / np.maximum(inside.sum(axis=1), 1))
+
+
+def _check_new_levels(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -> None:
+    if not isinstance(day.bins, LevelBins) or day.bins.new_cell is None:
+        return
+    n_new, n_valid = int(day.new_level[0]), int(day.n_valid[0])
+    # After training new levels keep coming at the rate that recent blocks show, which may be above Good and Turing's.
+    pooled = float(history.new_level.sum()) / max(float(history.n_valid.sum()), 1.0)
+    share = n_new / n_valid
+    expected = max(day.bins.unseen_ratio, pooled)
+    worst = _worst(history.new_level, history.n_valid, default=0.0)
+    unusual = n_new >= NEW_LEVEL_ROWS and share > UNSEEN_FACTOR * expected and share > worst
+    detail = f"{share:.1%} of values are levels that the reference has not shown, {expected:.2%} were to be expected"
+    checks.rule("new_levels", day.bins.name, value=share if unusual else 0.0, limits=NEW_LEVELS, detail=detail)
+
+
+def _check_mixture(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -> None:
+    """A distribution that is farther from the pooled history than any of the history's blocks was."""
+    usable = history.cells[history.cells.sum(axis=1) >= MIN_ROWS]
+    n_valid = int(day.cells.sum())
+    if n_valid < MIN_ROWS or len(usable) < MIN_HISTORY:
+        return
+    ordered = isinstance(day.bins, NumericBins)
+    pooled = usable.sum(axis=0)
+    own = np.array([_distance(block, pooled - block, ordered) for block in usable])
+    now = _distance(day.cells[0], pooled, ordered)
+    n_usual = float(np.median(usable.sum(axis=1)))
+    n_used = int((pooled > 0).sum())
+    noise = _noise(n_valid, n_used, ordered) - _noise(n_usual, n_used, ordered)
+    # The history's own blocks hang together: a margin above their worst, not a quantile of 28 numbers.
+    usual = max(1.25 * float(own.max()), float(own.mean() + _SIGMAS * own.std())) + max(noise, 0.0)
+    value = now if now > usual else 0.0
+    measure = "KS distance" if ordered else "total variation"
+    detail = f"{measure} {now:.2f} from the recent blocks, which lie within {own.max():.2f}"
+    checks.rule("step", day.bins.name, value=value, limits=(MIXTURE_STEP, _NEVER), detail=detail)
+
+
+def _distance(block: Ints, rest: Ints, ordered: bool) -> float:
+    if not rest.sum():
+        return 0.0
+    gap = block / block.sum() - rest / rest.sum()
+    return float(np.abs(np.cumsum(gap)).max() if ordered else np.abs(gap).sum() / 2)
+
+
+def _noise(n_rows: float, n_cells: int, ordered: bool) -> float:
+    """About what chance alone shows in so many rows: the 99 % point of KS, the mean of total variation."""
+    return 1.63 / np.sqrt(n_rows) if ordered else 0.4 * float(np.sqrt(n_cells / n_rows))
+
+
+def _step(hits: Ints, rows: Ints, earlier_hits: Ints, earlier_rows: Ints) -> float:
+    """How much the block's share exceeds the largest earlier one; 0 where days or small numbers explain it."""
+    n = max(int(rows[0]), 1)
+    share = int(hits[0]) / n
+    total = float(earlier_rows.sum())
+    usual = float(earlier_hits.sum()) / total if total else 0.0
+    shares = earlier_hits / np.maximum(earlier_rows, 1)
+    by_day = float(shares.std()) if len(shares) >= 2 else 0.0
+    spread = np.sqrt(by_day**2 + usual * (1 - usual) / n + 0.25 / n**2)
+    step = share - _worst(earlier_hits, earlier_rows, default=0.0)
+    return step if int(hits[0]) >= 2 and share - usual > _SIGMAS * spread else 0.0
+
+
+def _worst(hits: Ints, rows: Ints, *, default: float) -> float:
+    shares: Iterable[float] = (hits[rows > 0] / rows[rows > 0]).tolist()
+    return max(shares, default=default)
+
+
+def _is_bounded(day: FeatureCounts) -> bool:
+    bins = day.bins
+    return isinstance(bins, NumericBins) and (bins.declared_low is not None or bins.declared_high is not None)
