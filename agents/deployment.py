@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 from pydantic import JsonValue
-from tools.metrics import window
 
 from agents import rollout as machine
 from agents.base import Learned, Move, Situation, Wait, done, failed, matured_until, proposal, specialist, text_arg
@@ -15,6 +14,7 @@ from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
 from tools.drift.performance import block_losses
 from tools.experiment import ab_test, sample_ratio_check
+from tools.metrics import window
 from tools.ports import Platform, Route, ServiceSample
 
 _Sample = dict[str, JsonValue]

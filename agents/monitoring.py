@@ -12,7 +12,6 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
-from tools.quality import QualityFinding, check_block
 
 from agents.base import Move, Situation, Wait, done, failed, proposal, specialist, text_arg
 from state.bins import Bins
@@ -22,6 +21,7 @@ from state.profile import Profile, read_reference
 from state.spec import ModelSpec
 from tools.drift.performance import block_losses
 from tools.ports import Platform
+from tools.quality import QualityFinding, check_block
 
 
 class Watch(BaseModel):

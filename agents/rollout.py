@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from tools.metrics import ServiceWindow
-
 from state.spec import ModelSpec
+from tools.metrics import ServiceWindow
 
 Verdict = Literal["pass", "fail", "no_data"]
 
@@ -74,7 +73,12 @@ def analyse(spec: ModelSpec, *, candidate: ServiceWindow | None, stable: Service
             f"error ratio {candidate.error_ratio:.4f} against {stable_errors:.4f}, "
             f"more than {bounds.max_error_ratio:.4f} above"
         )
-    if stable is not None and stable.n_requests >= bounds.minimum_requests:
+    if (
+        stable is not None
+        and stable.p99_ms is not None
+        and candidate.p99_ms is not None
+        and stable.n_requests >= bounds.minimum_requests
+    ):
         limit = max(bounds.latency_floor_ms, stable.p99_ms * bounds.max_latency_ratio)
         if candidate.p99_ms > limit:
             reasons.append(
@@ -106,6 +110,6 @@ def window_json(window: ServiceWindow | None) -> dict[str, Any] | None:
     return {
         "n_requests": window.n_requests,
         "error_ratio": round(window.error_ratio, 6),
-        "p50_ms": round(window.p50_ms, 3),
-        "p99_ms": round(window.p99_ms, 3),
+        "p50_ms": window.p50_ms,
+        "p99_ms": window.p99_ms,
     }

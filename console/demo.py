@@ -13,14 +13,12 @@ from pathlib import Path
 
 from console import services
 from console.settings import Settings
-from console.up import Running, Window
+from console.up import Running, Window, stop_everything
 from examples.flights.bad_release import register_bad_release
 from examples.flights.prepare import UNIT_FAULT, prepare
 from state import store
 from state.errors import InputError
 from state.rows import ApprovalRow, GoalRow, RunRow, SwitchRow
-from tools.mesh.envoy import stop_envoy
-from tools.servers import stop_all
 
 SPEC = Path(__file__).resolve().parent.parent / "examples" / "flights" / "flights.yaml"
 START = datetime(2013, 4, 1, tzinfo=UTC)
@@ -46,8 +44,7 @@ def remove(settings: Settings) -> None:
     known = (home / "steady.db").exists() or not any(home.iterdir())
     if not known:
         raise InputError(f"{home} is not a workspace, so it is not removed", remedy="Name another one with --home")
-    stop_all(home)
-    stop_envoy(home)
+    stop_everything(home)
     shutil.rmtree(home)
 
 
@@ -69,7 +66,9 @@ def hooks(running: Running) -> list[Callable[[datetime], bool]]:
     def bad_release(now: datetime) -> bool:
         if now < BAD_RELEASE_AT or _switched(running, "demo/bad_release"):
             return False
-        version = register_bad_release(running.workspace.home, running.workspace.settings.mlflow_tracking_uri)
+        version = register_bad_release(
+            running.workspace.home, running.spec, running.workspace.settings.mlflow_tracking_uri
+        )
         text = f"deploy version {version} of {MODEL}"
         with running.workspace.db.transaction() as conn:
             asked = any(goal.text == text for goal in store.select(conn, GoalRow, model=MODEL))

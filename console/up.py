@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from console.specs import LoadedSpec
-from console.wiring import laptop_platform, make_crew, open_graph
+from console.wiring import data_plane, laptop_platform, make_crew, open_graph
 from console.workspace import Workspace
 from orchestrator.crew import Crew
 from orchestrator.graph import Graph
@@ -26,7 +26,7 @@ from state.clock import Clock, ReplayClock, WallClock
 from state.decisions import Commanded
 from state.errors import InputError
 from state.rows import ActionRow, DetectorRow, GoalRow, ModelRow, RunRow, SwitchRow
-from state.spec import FilesData, ManagedServing, ModelSpec, RecipeTraining
+from state.spec import FilesData, ModelSpec
 from tools.data import traffic
 from tools.importer import import_files
 from tools.ports import Platform
@@ -76,27 +76,26 @@ class Running:
 def check_served(spec: ModelSpec) -> None:
     """Raises InputError where the spec asks for a kind that is read but not yet served."""
     parts = {"data": spec.data, "training": spec.training, "serving": spec.serving, "delivery": spec.delivery}
-    ours = {"data": FilesData, "training": RecipeTraining, "serving": ManagedServing}
+    ours = {"data": "files", "training": "recipe", "serving": "managed", "delivery": "direct"}
     for name, kind in ours.items():
-        if not isinstance(parts[name], kind):
+        if parts[name].kind != kind:
             raise InputError(
                 f"{name}.kind is {parts[name].kind!r}: it is read and checked, and not carried out yet",
-                remedy=f"Use {name}.kind {kind.model_fields['kind'].default!r} for `steady up`",
+                remedy=f"Use {name}.kind {kind!r} for `steady up`",
             )
 
 
-def start_model(
-    workspace: Workspace, loaded: LoadedSpec, *, window: Window | None, say: Say
-) -> Running:
+def start_model(workspace: Workspace, loaded: LoadedSpec, *, window: Window | None, say: Say) -> Running:
     """Import the data, open the platform, and put the model, its standing goal and its first run into the state."""
     spec = loaded.spec
     check_served(spec)
     say("data validation", f"reading {spec.data.path if isinstance(spec.data, FilesData) else spec.model}")
     result = import_files(workspace.home, spec, loaded.base_path, until=window.start if window else None)
     if result.changed:
-        say("data validation", f"history of {spec.model}: {result.manifest.n_history} rows; {result.manifest.n_traffic} to replay")
+        later = f"; {result.manifest.n_labelled_replay} labelled ones to replay" if window else ""
+        say("data validation", f"{spec.model}: {result.manifest.n_labelled} labelled history rows{later}")
     platform = laptop_platform(workspace, {spec.model: spec})
-    clock: Clock = ReplayClock(_replay_now(workspace, spec, window)) if window else WallClock()
+    clock: Clock = ReplayClock(_replay_now(workspace, window)) if window else WallClock()
     crew = make_crew(workspace, platform, clock, say)
     stack = ExitStack()
     graph = stack.enter_context(open_graph(workspace.home / "steady.db"))
@@ -108,7 +107,7 @@ def start_model(
     return running
 
 
-def _replay_now(workspace: Workspace, spec: ModelSpec, window: Window) -> datetime:
+def _replay_now(workspace: Workspace, window: Window) -> datetime:
     with workspace.db.transaction() as conn:
         row = store.get(conn, SwitchRow, "domain_time")
         if row is None:
@@ -234,7 +233,7 @@ def live(running: Running, loaded: LoadedSpec, *, ticks: int | None = None) -> N
     while ticks is None or looks < ticks:
         result = import_files(running.workspace.home, running.spec, loaded.base_path)
         if result.changed:
-            running.say("data validation", f"new files: {result.manifest.n_history} history rows now")
+            running.say("data validation", f"new files: {result.manifest.n_labelled} labelled history rows now")
         running.platform.servers.flush(running.spec.model)
         run_until_quiet(running.crew, running.graph, running.spec)
         checkpoint(running.crew)
@@ -254,6 +253,16 @@ def shut_down(running: Running, *, keep: bool) -> None:
     running.stack.close()
 
 
+def stop_everything(home: Path) -> None:
+    """End every server and the Envoy of a workspace, whoever started them."""
+    servers, mesh = data_plane(home)
+    models = sorted(path.name for path in (home / "servers").iterdir()) if (home / "servers").is_dir() else []
+    for model in models:
+        for endpoint in servers.list(model):
+            servers.stop(model=model, version=endpoint.version, key="shutdown")
+    mesh.stop()
+
+
 def parse_time(text: str, option: str) -> datetime:
     """An ISO date or time in UTC.
 
@@ -265,5 +274,3 @@ def parse_time(text: str, option: str) -> datetime:
     except ValueError as exc:
         raise InputError(f"{option} {text!r} is not a date", remedy="Write it as 2013-04-01") from exc
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-
-

@@ -17,20 +17,20 @@ from orchestrator.graph import Graph, build_graph
 from state.clock import Clock
 from state.ids import Uuid7Source
 from state.spec import ModelSpec
+from tools.mesh.envoy import EnvoyMesh
 from tools.ports import Platform
+from tools.servers import LocalServers
 
 
 def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Platform:
     """The embedded platform: kfp.local, MLflow on SQLite, a server process per version, a real Envoy."""
     # Heavy clients: `steady status` must not pay for them.
     from tools.data import WorkspaceData
-    from tools.mesh.envoy import EnvoyMesh
     from tools.metrics import EnvoyMetrics
     from tools.notify import AppriseNotifier
     from tools.outcomes import WorkspaceOutcomes
     from tools.pipelines.local import LocalPipelines
     from tools.registry import MlflowModels
-    from tools.servers import LocalServers
 
     home = workspace.home
     ports = {name: getattr(spec.serving, "port", 0) for name, spec in specs.items()}
@@ -40,12 +40,17 @@ def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Pla
         registry=MlflowModels.open(home, workspace.settings.mlflow_tracking_uri),
         servers=LocalServers(home),
         mesh=mesh,
-        metrics=EnvoyMetrics(mesh),
+        metrics=EnvoyMetrics(home),
         data=WorkspaceData(home),
         outcomes=WorkspaceOutcomes(home),
         notifier=AppriseNotifier(workspace.settings.notify_urls, sent=home / "notified.json"),
         specs=dict(specs),
     )
+
+
+def data_plane(home: Path) -> tuple[LocalServers, EnvoyMesh]:
+    """Servers and mesh of a workspace without the rest of its platform."""
+    return LocalServers(home), EnvoyMesh(home)
 
 
 def make_crew(workspace: Workspace, platform: Platform, clock: Clock, say: Callable[[str, str], None]) -> Crew:

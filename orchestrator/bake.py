@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from tools.metrics import ServiceWindow, window
-
 from agents import rollout as machine
 from agents.deployment import sample_from, sample_json
 from orchestrator.crew import Crew, observe
@@ -15,6 +13,7 @@ from state.rows import DetectorRow, RolloutRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 from tools.drift.performance import EDetector
+from tools.metrics import ServiceWindow, window
 
 
 def watch_bake(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:

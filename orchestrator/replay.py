@@ -110,7 +110,6 @@ class Replay:
         while again:
             while run_until_quiet(self.crew, self.graph, self.spec).outcome in ("busy", "progressed", "not_ours"):
                 time.sleep(POLL_SECONDS)
-            again = any([hook(self.clock.now()) for hook in self.hooks])
+            asked = [hook(self.clock.now()) for hook in self.hooks]
+            again = any(asked)
         checkpoint(self.crew)
-
-

@@ -222,7 +222,7 @@ def start_cadence(crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence
     store.put(conn, run, fence=fence)
 
 
-def note_cadence(crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence) -> None:
+def note_cadence(crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence | None) -> None:
     """The cadence counts from now."""
     row = DetectorRow(id=f"{spec.model}/cadence", model=spec.model, state={"at": crew.clock.now().isoformat()})
     store.put(conn, row, fence=fence)

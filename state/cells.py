@@ -355,7 +355,10 @@ def _tails(low: float, high: float) -> tuple[Floats, Floats]:
     span = (high - low) or abs(high) or 1.0
     near = span * 1.15 ** np.arange(-40, 6)
     magnitude = max(abs(low), abs(high)) or 1.0
-    steps = magnitude * np.exp2(np.arange(-56, 53) / 4)
+    smallest = min(abs(low), abs(high)) or magnitude
+    # Twelve octaves below the smallest value that a reference on one side of zero has, thirteen above the largest.
+    first = max(4 * math.floor(math.log2(smallest / magnitude)) - 48, -200) if low * high > 0 else -56
+    steps = magnitude * np.exp2(np.arange(first, 53) / 4)
     far = np.concatenate([-steps[::-1], [0.0], steps])
     below, above = np.unique(np.concatenate([far, low - near])), np.unique(np.concatenate([far, high + near]))
     return below[below < low], above[above > high]

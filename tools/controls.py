@@ -224,8 +224,8 @@ def _collected(parts: list[tuple[pl.DataFrame, Floats, Floats]], refits: list[Re
     columns = [served, [never for _, never, _ in parts], [scores for _, _, scores in parts]]
     width = max((a.shape[1] for column in columns for a in column if a.ndim == 2), default=0)
     first, second, third = (_stacked(column, width) for column in columns)
-    columns_kept = {"event_time": EVENT_TIME, "version": pl.String, "label": pl.Float64}
-    rows = pl.concat([frame.select(columns_kept) for frame in frames]) if frames else pl.DataFrame(schema=columns_kept)
+    schema = pl.Schema({"event_time": EVENT_TIME, "version": pl.String(), "label": pl.Float64()})
+    rows = pl.concat([frame.select(schema.names()) for frame in frames]) if frames else pl.DataFrame(schema=schema)
     return ControlScores(
         times_us=rows["event_time"].dt.epoch("us").to_numpy(),
         version=np.array(rows["version"].to_list(), dtype=np.str_),

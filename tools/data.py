@@ -45,6 +45,11 @@ class WorkspaceData:
         """
         return require_manifest(self._root, model).sha256
 
+    def traffic_end(self, model: str) -> datetime | None:
+        """End of the last day that can be replayed; None where every row is history."""
+        files = day_files(self._root, "replay", model)
+        return utc(datetime.fromisoformat(max(files))) + _ONE_DAY if files else None
+
     def classes(self, model: str) -> Sequence[str]:
         """Class names by label index; empty for regression, and before the first import."""
         manifest = read_manifest(self._root, model)

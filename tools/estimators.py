@@ -93,6 +93,8 @@ def fit_model(
     if features is None:
         features = fit_encoder(rows.columns, rows.label, declared, task=task)
     matrix = Encoder(features).encode(rows.columns)
+    # Boosted trees fail on a column without any value (scikit-learn 1.9); a constant one is never split on.
+    matrix[:, np.isnan(matrix).all(axis=0)] = 0.0
     label = rows.label if task == "regression" else rows.label.astype(np.int64)
     estimator = build_estimator(candidate, task=task, seed=seed)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from tools.mesh.envoy_process import EnvoyProcess
 from tools.mesh.translate import stat_name
 from tools.ports import ServiceSample
 
+MERGE_READS = 10
+MERGE_SECONDS = 0.002
 _SAMPLE = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
 _BOUND = re.compile(r'le="([^"]+)"')
+_PREFIX = "envoy_cluster_upstream_rq_"
 _TOTAL = "envoy_cluster_upstream_rq_total"
 _ANSWERED = "envoy_cluster_upstream_rq_completed"
 _CLASSES = "envoy_cluster_upstream_rq_xx"
@@ -48,11 +52,22 @@ class EnvoyMetrics:
         if process is None:
             return None
         cluster = re.escape(stat_name(model, version)).replace("\\", "%5C")
-        pattern = f"^cluster[.]{cluster}[.]upstream_rq_(total|completed|5xx|time)$"
-        # Histograms are merged from Envoy's threads after an answer, for the next one; counters are always current.
-        self._envoy.admin("GET", f"/stats?filter={pattern}")
-        text = self._envoy.admin("GET", f"/stats/prometheus?filter={pattern}")
-        return parse_sample(text, source=f"envoy-{process.pid}-{process.start_ticks}")
+        pattern = f"^cluster[.]{cluster}[.]upstream_rq_(total|completed|active|5xx|time|rx_reset|tx_reset)$"
+        source = f"envoy-{process.pid}-{process.start_ticks}"
+        # Envoy merges the histograms of its threads after each answer, for the next one; its counters are current.
+        for _ in range(MERGE_READS):
+            text = self._envoy.admin("GET", f"/stats/prometheus?filter={pattern}")
+            if _merged(text):
+                break
+            time.sleep(MERGE_SECONDS)
+        return parse_sample(text, source=source)
+
+
+def _merged(text: str) -> bool:
+    """Whether every request that was sent and ended is in the histogram."""
+    found = {match["name"].removeprefix(_PREFIX): float(match["value"]) for match in _SAMPLE.finditer(text)}
+    ended = found.get("total", 0) - found.get("active", 0) - found.get("rx_reset", 0) - found.get("tx_reset", 0)
+    return found.get("time_count", 0) >= ended
 
 
 def parse_sample(text: str, *, source: str) -> ServiceSample | None:

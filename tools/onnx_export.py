@@ -38,6 +38,7 @@ def export_onnx(model: FittedModel) -> bytes:
         warnings.simplefilter("ignore", DeprecationWarning)  # skl2onnx 1.20 hands numpy booleans to protobuf
         proto = convert_sklearn(
             estimator,
+            name="model",  # a random one otherwise: the same model would have another digest each time
             initial_types=[(INPUT, FloatTensorType([None, width]))],
             target_opset={"": OPSET, "ai.onnx.ml": 3},
             options=options,

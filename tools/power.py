@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no annotations
 
 from state.spec import Metric
 from tools.coerce import coerce
 from tools.drift.performance import block_loss
+from tools.fits import few_threads
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 LEAK_POWER = 0.995
@@ -62,8 +62,7 @@ def quick_metric(
     if not columns:
         return None
     matrix = np.stack(columns, axis=1)
-    # Threads that spin on a busy machine make so small a fit 50 times slower.
-    with threadpool_limits(1, user_api="openmp"):
+    with few_threads():
         score = _fit_and_score(matrix, label, cut, n_classes)
     loss = block_loss(metric, label[cut:], score)
     if loss is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -14,6 +14,8 @@ from console.cli.output import out, print_json, table
 from console.init import init_spec
 from console.specs import load_spec
 from console.workspace import Workspace, open_workspace
+from state.errors import InputError
+from state.spec import Metric
 
 app = typer.Typer(
     name="steady",
@@ -29,6 +31,12 @@ app.command("up")(run.up)
 app.command("demo")(run.demo)
 
 
+def _metric(name: str | None) -> Metric | None:
+    if name is None or name in get_args(Metric):
+        return cast("Metric | None", name)
+    raise InputError(f"--metric {name!r} is not known", remedy=f"Use one of {', '.join(get_args(Metric))}")
+
+
 def _opened(home: Path | None) -> Workspace:
     return open_workspace(settings_of(home), create=False)
 
@@ -36,7 +44,7 @@ def _opened(home: Path | None) -> Workspace:
 @app.command(epilog="Example: steady init loans.parquet --label defaulted")
 def init(
     file: Annotated[Path, typer.Argument(help="A parquet or CSV file.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; default: <model>.yaml in this folder.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Where to write; default: <model>.yaml here.")] = None,
     label: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
     time: Annotated[str | None, typer.Option(help="Column of the event time.")] = None,
     metric: Annotated[str | None, typer.Option(help="Metric that the model is held to.")] = None,
@@ -47,12 +55,12 @@ def init(
 ) -> None:
     """Read a data file and write a commented model spec for it."""
     result = init_spec(
-        file, out=output, label=label, time=time, metric=metric_named(metric), entity=entity, model=model, overwrite=force
+        file, out=out_file, label=label, time=time, metric=_metric(metric), entity=entity, model=model, overwrite=force
     )  # fmt: skip
     if json:
-        print_json({"spec": str(result.path)})
+        print_json({"spec": str(result.spec.path)})
     else:
-        out.print(f"wrote {result.path}; look it over, then: steady up {result.path}", markup=False)
+        out.print(f"wrote {result.spec.path}; look it over, then: steady up {result.spec.path}", markup=False)
 
 
 @spec_app.command("check", epilog="Example: steady spec check churn.yaml")

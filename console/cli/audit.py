@@ -66,7 +66,9 @@ def verify(
     export: Annotated[Path | None, typer.Option(help="Verify an exported log instead of the workspace.")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="The second place of the checkpoints.")] = None,
     key: Annotated[str | None, typer.Option(help="Public key (vkey) as handed over earlier.")] = None,
-    write: Annotated[Path | None, typer.Option("--write-export", help="Write the log here as JSON lines first.")] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write-export", help="Write the log here as JSON lines first.")
+    ] = None,
     json: Json = False,
     home: Home = None,
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import click
+
 from console.cli.app import app
 from console.cli.output import fail
 from state.errors import InputError, SteadyError
@@ -20,8 +22,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as exc:
-        import click
-
         if isinstance(exc, click.exceptions.Exit):
             sys.exit(exc.exit_code)
         if isinstance(exc, click.exceptions.Abort):

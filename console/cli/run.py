@@ -33,16 +33,20 @@ from state.errors import InputError
 from tools.data import WorkspaceData
 
 
-def _on_term(signum: int, frame: FrameType | None) -> None:
+def _on_term(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def up(
     spec: Annotated[Path, typer.Argument(help="A model spec; `steady init FILE` writes one.")],
-    replay_from: Annotated[str | None, typer.Option("--replay", help="Replay the rows from this date on as live traffic.")] = None,
+    replay_from: Annotated[
+        str | None, typer.Option("--replay", help="Replay the rows from this date on as live traffic.")
+    ] = None,
     until: Annotated[str | None, typer.Option(help="Replay up to this date; default: the end of the data.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the HTML report here.")] = None,
-    keep_running: Annotated[bool, typer.Option("--keep-running", help="Leave servers and Envoy up at the end.")] = False,
+    keep_running: Annotated[
+        bool, typer.Option("--keep-running", help="Leave servers and Envoy up at the end.")
+    ] = False,
     ticks: Annotated[int | None, typer.Option(help="Without --replay: stop after so many looks.")] = None,
     json: Json = False,
     home: Home = None,
@@ -78,7 +82,12 @@ def up(
 
 def clip(running: Running, window: Window) -> Window:
     """The window, ended where the data ends."""
-    last = WorkspaceData(running.workspace.home).last_traffic(running.spec.model)
+    last = WorkspaceData(running.workspace.home).traffic_end(running.spec.model)
+    if last is None:
+        raise InputError(
+            f"{running.spec.model}: no row lies after {window.start:%Y-%m-%d}",
+            remedy="Give an earlier date with --replay",
+        )
     block = running.spec.monitoring.block
     n_blocks = -((window.start - last) // block)
     return Window(start=window.start, end=min(window.end, window.start + n_blocks * block))
@@ -117,8 +126,12 @@ def finish(running: Running, window: Window, *, seconds: float, json: bool, html
 
 def demo(
     full: Annotated[bool, typer.Option("--full", help="To the end of December instead of September.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start clean: stop what runs and remove the workspace.")] = False,
-    keep_running: Annotated[bool, typer.Option("--keep-running", help="Leave servers and Envoy up at the end.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start clean: stop what runs and remove the workspace.")
+    ] = False,
+    keep_running: Annotated[
+        bool, typer.Option("--keep-running", help="Leave servers and Envoy up at the end.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the HTML report here.")] = None,
     json: Json = False,
     home: Home = None,

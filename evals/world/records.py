@@ -63,10 +63,21 @@ class Server:
     generation: int
     alive: bool = True
     stopped_by: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """What the proxy counted of one version since it was staged or the proxy started."""
+
     n_requests: int = 0
     n_errors: int = 0
     latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_MS) + 1))
-    """Counts per cell, the last one above every bound."""
+    """Answers of the version per cell, the last one above every bound."""
+
+    def add(self, other: Counters) -> None:
+        self.n_requests += other.n_requests
+        self.n_errors += other.n_errors
+        self.latency = [a + b for a, b in zip(self.latency, other.latency, strict=True)]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,6 +145,8 @@ class ModelState:
     """Alias -> key of its last change."""
     servers: dict[str, Server] = field(default_factory=dict)
     route: RouteDocument | None = None
+    counters: dict[str, Counters] = field(default_factory=dict)
+    """By version in the route."""
     conditions: list[Condition] = field(default_factory=list)
     days: list[ServedDay] = field(default_factory=list)
     recorded: list[Recorded] = field(default_factory=list)
@@ -164,4 +177,5 @@ class WorldState:
     effects: list[Effect] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     n_started: int = 0
+    n_proxy_starts: int = 1
     n_writes: int = 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from evals.world.faults import port_call
 from evals.world.package import read_fitted
-from evals.world.records import LATENCY_BOUNDS_MS, RouteDocument, Server
+from evals.world.records import LATENCY_BOUNDS_MS, Counters, RouteDocument, Server
 from evals.world.world import World
 from state.errors import ToolRejected, ToolUnavailable
 from tools.ports import Endpoint, Route, ServiceSample
@@ -160,6 +160,7 @@ class WorldMesh:
             key=key,
         )
         misrouted = before.misrouted if before is not None else None
+        state.counters = {version: state.counters.get(version, Counters()) for version in weights}
         route.misrouted = misrouted if misrouted is not None and set(misrouted) == set(weights) else None
         state.route = route
         self.world.effect(method, model=model, key=key, args={"weights": dict(weights)})
@@ -180,15 +181,15 @@ class WorldMetrics:
     @port_call("metrics.sample")
     def sample(self, model: str, version: str) -> ServiceSample | None:
         state = self.world.state.models.get(model)
-        server = state.servers.get(version) if state is not None else None
-        if server is None:
+        counters = state.counters.get(version) if state is not None else None
+        if counters is None:
             return None
         bounds = (*LATENCY_BOUNDS_MS, math.inf)
         return ServiceSample(
-            n_requests=server.n_requests,
-            n_errors=server.n_errors,
-            latency_buckets_ms=dict(zip(bounds, itertools.accumulate(server.latency), strict=True)),
-            source=f"{model}/{version}/{server.generation}",
+            n_requests=counters.n_requests,
+            n_errors=counters.n_errors,
+            latency_buckets_ms=dict(zip(bounds, itertools.accumulate(counters.latency), strict=True)),
+            source=f"proxy-{self.world.state.n_proxy_starts}",
         )
 
 

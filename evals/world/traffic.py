@@ -12,27 +12,19 @@ import numpy as np
 import polars as pl
 
 from evals.world.fitting import Fitted
-from evals.world.records import LATENCY_BOUNDS_MS, Arm, ServedDay
+from evals.world.records import LATENCY_BOUNDS_MS, Arm, Counters, ServedDay
 from evals.world.truth import Day, Floats
 
 BASE_LATENCY_MS = 4.0
 P_FLOOR = 1e-6
 
 
-@dataclass(slots=True, kw_only=True)
-class Answered:
-    """What the proxy counted of one version on one day."""
-
-    n_requests: int
-    n_errors: int
-    latency: list[int]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DayRecord:
     predictions: pl.DataFrame
     """Prediction records of the answered rows, in order of event time."""
-    by_version: Mapping[str, Answered]
+    by_version: Mapping[str, Counters]
+    """What the proxy counted on this day."""
     expected: Floats
     """The truth of the answered rows."""
     n_unanswered: int
@@ -64,15 +56,17 @@ def record_day(rows: Day, served: ServedDay, *, fitted: Mapping[str, Fitted], mo
     chosen = np.minimum(np.searchsorted(upper, place, side="right"), len(served.arms) - 1)
     score = np.zeros(frame.height)
     failed = np.zeros(frame.height, dtype=bool)
-    by_version: dict[str, Answered] = {}
+    by_version: dict[str, Counters] = {}
     for index, arm in enumerate(served.arms):
         mine = np.flatnonzero(chosen == index)
         rng = np.random.default_rng([zlib.crc32(f"{model}/{arm.version}/{served.day}".encode())])
         failed[mine] = True if arm.digest is None else rng.random(len(mine)) < arm.error_ratio
         if arm.digest is not None and len(mine):
             score[mine] = _scores(fitted[arm.digest], frame[mine], arm)
-        by_version[arm.version] = Answered(
-            n_requests=len(mine), n_errors=int(failed[mine].sum()), latency=_latency(len(mine), arm, rng)
+        by_version[arm.version] = Counters(
+            n_requests=len(mine),
+            n_errors=int(failed[mine].sum()),
+            latency=_latency(len(mine) if arm.digest else 0, arm, rng),
         )
     predictions = frame.with_columns(
         pl.Series("version", [served.arms[i].version for i in chosen], pl.Utf8),

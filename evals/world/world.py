@@ -21,7 +21,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from evals.world.faults import Faults
 from evals.world.fitting import Fitted
-from evals.world.records import Arm, Condition, Effect, ModelState, ServedDay, WorldState
+from evals.world.records import Arm, Condition, Counters, Effect, ModelState, ServedDay, WorldState
 from evals.world.traffic import DayRecord, record_day
 from evals.world.truth import Day, Drift, Truth, day_rows
 from state.clock import ReplayClock
@@ -143,6 +143,12 @@ class World:
             raise InputError(f"{weights} is no split of the route of {model!r}", remedy="Name every staged version")
         route.misrouted = weights
 
+    def restart_proxy(self) -> None:
+        """The proxy starts again: every counter begins at zero under a new source."""
+        self.state.n_proxy_starts += 1
+        for state in self.state.models.values():
+            state.counters = {version: Counters() for version in state.counters}
+
     def effect(self, method: str, *, model: str, key: str, args: dict[str, JsonValue]) -> None:
         """Note one change of the world; ports call it once per change."""
         at = self.clock.now().isoformat()
@@ -214,12 +220,8 @@ class World:
         record = self.served(name, served.day)
         if record is None:
             return
-        for version, answered in record.by_version.items():
-            server = state.servers.get(version)
-            if server is not None:
-                server.n_requests += answered.n_requests
-                server.n_errors += answered.n_errors
-                server.latency = [a + b for a, b in zip(server.latency, answered.latency, strict=True)]
+        for version, counted in record.by_version.items():
+            state.counters.setdefault(version, Counters()).add(counted)
 
     def _arm(self, name: str, version: str, weight: int) -> Arm:
         server = self.model(name).servers.get(version)

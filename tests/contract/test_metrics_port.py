@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ import pytest
 from evals.world.platform import build
 from evals.world.records import Condition
 from tests.contract.support import MODEL, Side, served_world
-from tools.ports import Metrics, ServiceSample
+from tests.serving.support import call
+from tools.mesh.envoy import EnvoyMesh
+from tools.metrics import EnvoyMetrics, window
+from tools.ports import Endpoint, Metrics, ServiceSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,22 +25,76 @@ class Traffic:
     """Send some requests; how many."""
     fail: Callable[[], None]
     """From now on version 1 gives no answer."""
+    restart_proxy: Callable[[], None]
 
 
-@pytest.fixture(params=["world"])
-def traffic(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Traffic]:
-    """One version that takes everything."""
-    world, _ = served_world(tmp_path)
+class Upstream:
+    """A server that answers every request, until it is closed."""
+
+    def __init__(self) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def close(self) -> None:
+        if self.thread.is_alive():
+            self.server.shutdown()
+            self.thread.join()
+            self.server.server_close()
+
+
+def world_traffic(folder: Path) -> Traffic:
+    world, _ = served_world(folder)
 
     def send() -> int:
-        day = world.advance(1)
-        return world.rows(MODEL, day).frame.height
+        return world.rows(MODEL, world.advance(1)).frame.height
 
-    yield Traffic(
+    return Traffic(
         side=Side(open=lambda: build(world).metrics),
         send=send,
         fail=lambda: world.degrade(MODEL, Condition(version="1", dead=True)),
+        restart_proxy=world.restart_proxy,
     )
+
+
+def laptop_traffic(folder: Path, upstream: Upstream) -> Traffic:
+    mesh, port = EnvoyMesh(folder, concurrency=1), upstream.server.server_port
+    one = Endpoint(model=MODEL, version="1", key="s", host="127.0.0.1", port=port, ready=True)
+    address = mesh.stage(endpoint=one, key="s").address
+
+    def send() -> int:
+        for _ in range(20):
+            call(f"{address}/")
+        return 20
+
+    def restart_proxy() -> None:
+        mesh.stop()
+        mesh.start()
+
+    return Traffic(
+        side=Side(open=lambda: EnvoyMetrics(folder)), send=send, fail=upstream.close, restart_proxy=restart_proxy
+    )
+
+
+@pytest.fixture(params=["world", pytest.param("laptop", marks=pytest.mark.xdist_group("envoy"))])
+def traffic(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Traffic]:
+    """Version 1 takes everything."""
+    if request.param == "world":
+        yield world_traffic(tmp_path)
+        return
+    upstream = Upstream()
+    yield laptop_traffic(tmp_path, upstream)
+    EnvoyMesh(tmp_path).stop()
+    upstream.close()
 
 
 def sample(traffic: Traffic) -> ServiceSample:
@@ -59,19 +118,20 @@ def test_counters_rise_by_what_was_sent(traffic: Traffic) -> None:
     assert after.n_errors == before.n_errors == 0
 
 
-def test_latency_buckets_are_cumulative_and_end_at_infinity(traffic: Traffic) -> None:
-    traffic.send()
-    buckets = sample(traffic).latency_buckets_ms
-    bounds = sorted(buckets)
-    counts = [buckets[bound] for bound in bounds]
+def test_latency_buckets_are_cumulative_and_hold_every_answer(traffic: Traffic) -> None:
+    before = sample(traffic)
+    n_sent = traffic.send()
+    after = sample(traffic)
+    bounds = sorted(after.latency_buckets_ms)
+    counts = [after.latency_buckets_ms[bound] for bound in bounds]
 
     assert bounds[-1] == math.inf
     assert len(bounds) >= 5
     assert counts == sorted(counts)
-    assert counts[-1] == sample(traffic).n_requests
+    assert counts[-1] - before.latency_buckets_ms.get(math.inf, 0) == n_sent
 
 
-def test_requests_without_an_answer_are_errors(traffic: Traffic) -> None:
+def test_requests_without_an_answer_are_errors_and_no_latencies(traffic: Traffic) -> None:
     traffic.send()
     before = sample(traffic)
     traffic.fail()
@@ -79,3 +139,16 @@ def test_requests_without_an_answer_are_errors(traffic: Traffic) -> None:
     after = sample(traffic)
 
     assert after.n_errors - before.n_errors == after.n_requests - before.n_requests == n_sent
+    assert after.latency_buckets_ms[math.inf] == before.latency_buckets_ms[math.inf]
+
+
+def test_a_proxy_that_starts_again_counts_from_zero_under_another_source(traffic: Traffic) -> None:
+    n_sent = traffic.send()
+    before = sample(traffic)
+    traffic.restart_proxy()
+    after = sample(traffic)
+
+    assert before.n_requests == n_sent
+    assert after.n_requests == 0
+    assert after.source != before.source
+    assert window(before, after) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,19 @@ from state.encoding import Number
 from state.errors import ToolRejected
 from tests.tools.training_support import FOREST, LINEAR, RIDGE, SMALL_BOOSTING, make_frame, make_rows, make_spec
 from tools.estimators import FittedModel, fit_model
+from tools.fits import few_threads
 from tools.onnx_export import PARITY_TOLERANCE, check_parity, export_onnx, floor_float32, parity_error
 from tools.onnx_session import open_session, score_session
 from tools.packaging import PackageScorer, check_package, write_package
 from tools.training_rows import Rows
 
 Fitted = tuple[FittedModel, Rows]
+
+
+@pytest.fixture(autouse=True)
+def _beside_other_load() -> Iterator[None]:
+    with few_threads():
+        yield
 
 
 def fitted(task: str, candidate: dict[str, Any], *, frame: pl.DataFrame | None = None) -> Fitted:

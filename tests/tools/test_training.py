@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -23,8 +24,15 @@ from tests.tools.training_support import (
 )
 from tools.estimators import fit_model
 from tools.evaluation import check_gates, compare_blocks, measure, scored_rows
+from tools.fits import few_threads
 from tools.training import cross_validate, fit_candidates, fit_challenger, fold_bounds, holdout_start
 from tools.training_rows import check_frame, frame_sha256, labelled_rows
+
+
+@pytest.fixture(autouse=True)
+def _beside_other_load() -> Iterator[None]:
+    with few_threads():
+        yield
 
 
 def test_every_fold_is_validated_on_whole_blocks_newer_than_those_it_is_fitted_on() -> None:

@@ -300,11 +300,11 @@ def validate(service: Document, rule: Document, *, name: str = ROUTE) -> None:
     managed = managed_route(service, name=name)
     if not managed.versions:
         raise ToolRejected(f"{where}: route {name!r} has no destination")
-    _check_weights(managed.weights, where)
     repeated = _repeated([route["name"] for route in service["spec"]["http"] if "name" in route])
     repeated += _repeated(managed.versions)
     if repeated:
         raise ToolRejected(f"{where}: {repeated[0]!r} stands there more than once")
+    _check_weights(managed.weights, where)
     subsets = {item["name"] for item in rule["spec"]["subsets"]}
     for route in service["spec"]["http"]:
         for item in route.get("route") or []:
