@@ -107,6 +107,11 @@ def finding_json(finding: QualityFinding) -> dict[str, JsonValue]:
     }
 
 
+def sentence(finding: dict[str, JsonValue]) -> str:
+    """A finding in words, with the feature it is about."""
+    return f"{finding['feature']}: {finding['detail']}" if finding["feature"] else str(finding["detail"])
+
+
 def _measure_outcomes(watch: Watch, platform: Platform, measured: Measured) -> None:
     assert watch.outcomes_from is not None and watch.outcomes_until is not None
     spec = watch.spec
@@ -131,7 +136,7 @@ def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
     signals: list[dict[str, JsonValue]] = []
     hard = [f for f in measured.findings if f["severity"] == "hard"]
     if hard:
-        text = "; ".join(str(f["detail"]) for f in hard[:4])
+        text = "; ".join(sentence(f) for f in hard[:4])
         signals.append(
             {"name": "data_fault", "text": text, "block": watch.traffic_block, "findings": cast(JsonValue, hard)}
         )

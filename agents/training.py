@@ -20,6 +20,7 @@ from agents.base import (
     text_arg,
 )
 from state.canonical import digest
+from state.contract import Contract
 from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
 from state.spec import ModelSpec, RecipeTraining
@@ -31,14 +32,17 @@ def read(situation: Situation, platform: Platform) -> dict[str, Any]:
     """Quarantined days, and the packages and pipeline results that the step is about."""
     reading: dict[str, Any] = {"quarantined": list(platform.outcomes.quarantined(situation.model))}
     if situation.champion is not None and situation.step in ("backtest_recipe", "evaluate_candidate"):
-        version = platform.registry.get(situation.model, situation.champion)
-        reading["champion_cut"] = version.tags.get("steadyhand.trained_until") if version else None
-        reading["champion_package"] = str(platform.registry.package(situation.model, situation.champion))
+        reading["champion_cut"] = training_cut(platform, situation.model, situation.champion)
     if situation.step == "evaluate_candidate" and situation.candidate is not None:
-        reading["candidate_package"] = str(platform.registry.package(situation.model, situation.candidate))
-        version = platform.registry.get(situation.model, situation.candidate)
-        reading["candidate_cut"] = version.tags.get("steadyhand.trained_until") if version else None
+        reading["candidate_cut"] = training_cut(platform, situation.model, situation.candidate)
     return reading
+
+
+def training_cut(platform: Platform, model: str, version: str) -> str | None:
+    """Event time of the newest row that the version was fitted on, as its package says; None where it does not say."""
+    contract = Contract.from_json((platform.registry.package(model, version) / "contract.json").read_bytes())
+    cut = contract.lineage.get("trained_until")
+    return str(cut) if cut else None
 
 
 def judge(situation: Situation, reading: dict[str, Any]) -> Move:

@@ -158,7 +158,7 @@ def decision_lanes(timeline: Sequence[TimelineEntry]) -> list[LanePoint]:
 
 
 def _lane(what: str) -> Lane | None:
-    match what.split()[0]:
+    match what.split(maxsplit=1)[0]:
         case "incident":
             return "incidents"
         case "quarantine" | "major" | "accept":
@@ -173,10 +173,14 @@ def _lane(what: str) -> Lane | None:
             return None
 
 
+_BAD = frozenset(
+    {"opened", "failed", "denied", "rejected", "expired", "void", "rollback", "unknown", "major", "inconclusive", "lose",
+     "worse", "deadline", "halt", "hold"}
+)  # fmt: skip
+
+
 def _is_good(entry: TimelineEntry) -> bool:
-    bad = {"opened", "failed", "denied", "rejected", "expired", "void", "rollback", "unknown", "drift", "inconclusive"}
-    lost = entry.what == "backtest" and "recipe wins" not in entry.text
-    return not (set(entry.what.split()) & bad or lost)
+    return not set(entry.what.split()) & _BAD
 
 
 def block_time(block: str) -> datetime:

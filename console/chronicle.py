@@ -350,10 +350,10 @@ def _important(decision: AnyDecision) -> str:
     match decision:
         case IncidentChanged(change="opened" | "closed" | "rediagnosed"):
             return f"incident {decision.change}"
-        case Observed(topic="plan" | "backtest" | "ab_test" | "foreign_edit"):
-            return decision.topic.replace("_", " ")
-        case Observed(topic="gates" | "analysis"):
-            return f"{decision.topic} {decision.verdict}"
+        case Observed(topic="plan"):
+            return "plan"
+        case Observed(topic="backtest" | "ab_test" | "foreign_edit" | "gates" | "analysis"):
+            return f"{decision.topic} {decision.verdict}".replace("_", " ")
         case Observed(topic="drift", verdict="major"):
             return "major drift"
         case ActionDecided(verdict="deny"):

@@ -13,11 +13,11 @@ from typing import Any
 import polars as pl
 
 from console.specs import LoadedSpec
-from console.wiring import data_plane, laptop_platform, make_crew, open_graph
+from console.wiring import data_plane, laptop_platform, make_crew, owner_is_dead
 from console.workspace import Workspace
 from orchestrator.crew import Crew
-from orchestrator.graph import Graph
-from orchestrator.loop import checkpoint, run_until_quiet
+from orchestrator.graph import Graph, open_graph
+from orchestrator.loop import bury, checkpoint, let_go, run_until_quiet
 from orchestrator.replay import Replay
 from orchestrator.runs import new_run
 from orchestrator.triage import note_cadence
@@ -102,6 +102,7 @@ def start_model(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
     running = Running(
         workspace=workspace, platform=platform, crew=crew, graph=graph, spec=spec, clock=clock, say=say, stack=stack
     )  # fmt: skip
+    bury(crew, spec.model, owner_is_dead)
     _manage(running, loaded)
     restore_serving(running)
     return running
@@ -243,7 +244,8 @@ def live(running: Running, loaded: LoadedSpec, *, ticks: int | None = None) -> N
 
 
 def shut_down(running: Running, *, keep: bool) -> None:
-    """Stop servers and Envoy unless they are to stay; close what this process holds."""
+    """Stop servers and Envoy unless they are to stay; give the lease back and close what this process holds."""
+    let_go(running.crew, running.spec.model)
     if not keep:
         for endpoint in running.platform.servers.list(running.spec.model):
             running.platform.servers.stop(model=endpoint.model, version=endpoint.version, key="shutdown")

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from langgraph.checkpoint.sqlite import SqliteSaver
 
 from console.workspace import Workspace
 from orchestrator.crew import Crew
-from orchestrator.graph import Graph, build_graph
 from state.clock import Clock
 from state.ids import Uuid7Source
 from state.spec import ModelSpec
 from tools.mesh.envoy import EnvoyMesh
 from tools.ports import Platform
+from tools.processes import start_ticks
 from tools.servers import LocalServers
 
 
@@ -48,6 +44,14 @@ def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Pla
     )
 
 
+def owner_is_dead(owner: str) -> bool:
+    """Whether a lease's owner was a process of this machine that runs no more; False where nobody can tell."""
+    host, _, rest = owner.rpartition("/")[0].rpartition("/")
+    if host != socket.gethostname() or not rest.isdigit():
+        return False
+    return str(start_ticks(int(rest))) != owner.rpartition("/")[2]
+
+
 def data_plane(home: Path) -> tuple[LocalServers, EnvoyMesh]:
     """Servers and mesh of a workspace without the rest of its platform."""
     return LocalServers(home), EnvoyMesh(home)
@@ -61,19 +65,8 @@ def make_crew(workspace: Workspace, platform: Platform, clock: Clock, say: Calla
         platform=platform,
         clock=clock,
         ids=Uuid7Source(),
-        owner=f"{socket.gethostname()}/{os.getpid()}",
+        owner=f"{socket.gethostname()}/{os.getpid()}/{start_ticks(os.getpid())}",
         signer=workspace.signer,
         second_place=workspace.second_place,
         say=say,
     )
-
-
-@contextmanager
-def open_graph(path: Path) -> Iterator[Graph]:
-    """The orchestrator's graph with its disposable threads in the SQLite file `path`."""
-    connection = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        yield build_graph(SqliteSaver(connection))
-    finally:
-        connection.close()

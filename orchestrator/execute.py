@@ -38,7 +38,7 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
     """
     with crew.db.transaction() as conn:
         row = ledger.get(conn, intent.key)
-        if row is not None and row.state in ("intended", "unknown"):
+        if row is not None and row.state == "intended":
             _mark(crew, conn, run, intent, "acting", ActionOutcome(status="running"), fence)
     try:
         outcome = PERFORM[CATALOGUE[intent.kind].agent](intent, crew.platform)

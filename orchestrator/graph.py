@@ -6,11 +6,16 @@ and writes what it changed back before it ends.
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
@@ -292,6 +297,17 @@ def _run(conn: Connection, state: AdvanceState) -> RunRow:
 
 def _incident(run: RunRow) -> str | None:
     return run.subject_id if run.subject_kind == "incident" else None
+
+
+@contextmanager
+def open_graph(path: Path) -> Iterator[Graph]:
+    """The graph with its disposable threads in the SQLite file `path`."""
+    connection = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        yield build_graph(SqliteSaver(connection))
+    finally:
+        connection.close()
 
 
 def build_graph(checkpointer: BaseCheckpointSaver[Any] | None) -> Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -59,6 +60,22 @@ def tick(crew: Crew, graph: Graph, spec: ModelSpec) -> Tick:
     with crew.db.transaction() as conn:
         under_way = any(action.state == "acting" for action in ledger.open_actions(conn, spec.model))
     return Tick(outcome="busy" if under_way else "quiet")
+
+
+def let_go(crew: Crew, model: str) -> None:
+    """Give the model's lease back, so that the next process need not wait for it to expire."""
+    with crew.db.transaction() as conn:
+        lease = leases.holder(conn, f"model/{model}")
+        if lease is not None and lease.owner == crew.owner:
+            leases.release(conn, lease)
+
+
+def bury(crew: Crew, model: str, is_dead: Callable[[str], bool]) -> None:
+    """Release the lease of an owner that is known to be dead; its late writes are refused, because the epoch rises."""
+    with crew.db.transaction() as conn:
+        lease = leases.holder(conn, f"model/{model}")
+        if lease is not None and lease.owner != crew.owner and is_dead(lease.owner):
+            leases.release(conn, lease)
 
 
 def run_until_quiet(crew: Crew, graph: Graph, spec: ModelSpec, *, max_ticks: int = 200) -> Tick:

@@ -19,7 +19,7 @@ MAX_EXPANSIONS = 20_000
 """States looked into before the search gives up; an ordinary plan takes under a hundred."""
 
 
-class NoPlan(TerminalError):  # noqa: N818 - an answer, like "no solution", rather than a fault
+class NoPlan(TerminalError):
     """No order of the allowed actions makes the goal true; observe something new or ask a person.
 
     `missing` holds the facts at the root: nothing allowed makes them true.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from agents.monitoring import sentence
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
@@ -71,7 +72,7 @@ def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -
     is_drift = signal.name == "major_drift"
     return Symptoms(
         signal=signal.name,
-        quality_findings=tuple(str(f["detail"]) for f in details.get("findings", [])),
+        quality_findings=tuple(sentence(f) for f in details.get("findings", [])),
         server_ready=bool(endpoint and endpoint.ready),
         candidate_serving=bool(baking),
         loss_alarm=signal.name == "loss_alarm",

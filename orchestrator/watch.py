@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from agents.base import matured_until
-from agents.monitoring import Measured, Watch, decode_profile, look, reference_profile
+from agents.monitoring import Measured, Watch, decode_profile, look, reference_profile, sentence
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.signals import Signal
@@ -140,7 +140,7 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
         if warnings:
             observe(
                 crew, conn, model=model, topic="data_quality", verdict="warn", actor='Agent::"monitoring"',
-                summary=f"{step.traffic_block}: " + "; ".join(str(f["detail"]) for f in warnings[:3]) + ".",
+                summary=f"{step.traffic_block}: " + "; ".join(sentence(f) for f in warnings[:3]) + ".",
                 details={"block": step.traffic_block, "findings": list(warnings)},
             )  # fmt: skip
     if measured.n_labelled:

@@ -28,6 +28,8 @@ Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 MAX_ROW_BYTES = 1 << 20
 MAX_BATCH_BYTES = 64 << 20
+DISCARDED_BYTES = 8 << 20
+"""Read and dropped beyond a limit: a client that is still sending when we close never sees the answer."""
 THREAD_ROWS = 256
 TURNS_BETWEEN_ROWS = 4
 """Turns of the loop between two scored rows. libuv accepts one connection a turn, so that with fewer a burst of new
@@ -105,8 +107,7 @@ class Application:
                 answer = await self._other(path, method, headers)
         except BadRequestError as exc:
             self._refused(headers, str(exc.status))
-            # The rest of a body that was too long is not worth reading.
-            answer = problem(str(exc), exc.status, *([(b"connection", b"close")] if exc.status == 413 else []))
+            answer = problem(str(exc), exc.status)
         except TerminalError as exc:
             log.error("no prediction: %s", exc)
             self._refused(headers, "500")
@@ -309,7 +310,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
         BadRequestError: longer than `limit`, or the client went away.
     """
     declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdigit() and int(declared) > limit + DISCARDED_BYTES:
         raise BadRequestError(f"the body has {int(declared)} bytes, at most {limit} are read", 413)
     chunks: list[bytes] = []
     length = 0
@@ -319,8 +320,10 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
             raise BadRequestError("the client closed the connection")
         chunk = message.get("body", b"")
         length += len(chunk)
-        if length > limit:
-            raise BadRequestError(f"the body is longer than {limit} bytes", 413)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if length <= limit:
+            chunks.append(chunk)
+        if not message.get("more_body", False) or length > limit + DISCARDED_BYTES:
+            break
+    if length > limit:
+        raise BadRequestError(f"the body is longer than {limit} bytes", 413)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -66,6 +66,12 @@ def acquire(conn: sa.Connection, scope: str, owner: str, ttl_seconds: float) -> 
     return None if epoch is None else Lease(scope=scope, owner=owner, epoch=epoch)
 
 
+def holder(conn: sa.Connection, scope: str) -> Lease | None:
+    """The lease of `scope` as it stands, expired or not; None where nobody holds it."""
+    found = conn.execute(sa.select(leases.c.owner, leases.c.epoch).where(leases.c.scope == scope)).one_or_none()
+    return None if found is None or found.owner is None else Lease(scope=scope, owner=found.owner, epoch=found.epoch)
+
+
 def release(conn: sa.Connection, lease: Lease) -> bool:
     """Give the lease back; False if it had already passed on. The epoch rises, so late writes are refused."""
     given = sa.update(leases).where(

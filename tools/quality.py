@@ -162,10 +162,12 @@ def _check_batch(checks: _Checks, batch: BatchFacts | None, n_rows: int) -> None
 
 def _check_volume(checks: _Checks, served: Profile, block: str, n_rows: int) -> None:
     usual = _usual_rows(served, block)
+    if usual is None and not n_rows and served.n_rows.any():
+        usual = float(np.median(served.n_rows))  # no rows at all is a fault after however few blocks with some
     if usual is None:
         return
     low, high = VOLUME[0] * usual, VOLUME[1] * usual
-    off = max(low / max(n_rows, 1e-9), n_rows / high)
+    off = max(low / max(n_rows, 1e-3), n_rows / high)
     detail = f"{n_rows} rows, usual are {usual:.0f}"
     checks.rule("volume", None, value=off, limits=(_NEVER, np.nextafter(1.0, 2.0)), detail=detail)
 

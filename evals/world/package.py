@@ -26,9 +26,7 @@ MODEL_FILE = "model.json"
 def write_package(
     folder: Path, *, spec: ModelSpec, fitted: Fitted, rows: pl.DataFrame, lineage: dict[str, str]
 ) -> Path:
-    """Write the package into `folder` as a whole, or leave the one that is there."""
-    if folder.exists():
-        return folder
+    """Write the package into `folder` as a whole, in the place of one that is there."""
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -39,6 +37,7 @@ def write_package(
         (temporary / name).write_bytes(data)
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     (temporary / "SHA256SUMS").write_text(sums)
+    shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder
 

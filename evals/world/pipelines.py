@@ -85,11 +85,13 @@ class WorldPipelines:
         score = fit(spec, older).score(newer)
         metrics = measure(spec, newer, score)
         cross_validated = _out_of_sample(spec, older, recipe.folds)
+        if not cross_validated:
+            raise ToolRejected(f"{run.model}: too few labelled days before the holdout from {cut:%Y-%m-%d}")
         fitted = fit(spec, rows)
         lineage = _lineage(key, rows)
-        package = self.world.folder / "packages" / key[:32]
+        package = self.world.folder / "packages" / key
         write_package(package, spec=spec, fitted=fitted, rows=rows, lineage=lineage)
-        mlflow_run_id = f"run-{key[:32]}"
+        mlflow_run_id = f"run-{key}"
         self.world.state.tracked[mlflow_run_id] = key
         losses = {**cross_validated, **block_losses(spec, newer, score)}
         chosen, metric = recipe.candidates[0], spec.objective.metric

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from langgraph.checkpoint.memory import InMemorySaver
+
 from evals.world.platform import build, example_spec
 from evals.world.truth import Drift
 from evals.world.world import World
-from langgraph.checkpoint.memory import InMemorySaver
 from orchestrator.crew import Crew
 from orchestrator.graph import Graph, build_graph
 from orchestrator.loop import run_until_quiet

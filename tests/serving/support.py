@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,46 @@ def call(url: str, body: bytes | dict[str, Any] | None = None, **headers: str) -
     except urllib.error.HTTPError as exc:
         with exc:
             return Reply(exc.code, exc.read(), dict(exc.headers))
+
+
+class AcceptedRequest:
+    """A prediction that the server has accepted and waits for the body of."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
+        self._body = json.dumps(ROW).encode()
+        head = f"POST /predict HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {len(self._body)}\r\n\r\n"
+        client.sendall(head.encode())
+        assert client.recv(1024).startswith(b"HTTP/1.1 100 ")
+
+    def finish(self) -> bytes:
+        """Send the body and return the whole answer."""
+        self._client.sendall(self._body)
+        answer = b""
+        while not answer.endswith(b"}"):
+            chunk = self._client.recv(65536)
+            if not chunk:
+                break
+            answer += chunk
+        return answer
+
+
+@contextlib.contextmanager
+def accepted(port: int) -> Iterator[AcceptedRequest]:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        yield AcceptedRequest(client)
+
+
+def wait_refused(port: int) -> None:
+    """Return once nobody listens on `port`."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except ConnectionError:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"somebody still listens on {port}")
 
 
 class ServerProcess:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.conftest import Start
-from tests.serving.support import ROW, TOKEN, ServerProcess, call, write_package, write_sums
+from tests.serving.support import ROW, TOKEN, ServerProcess, accepted, call, wait_refused, write_package, write_sums
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +88,7 @@ def test_odd_input_is_answered_and_flagged(server: ServerProcess, body: bytes, f
         pytest.param(b'{"shop": "\\ud800"}', 400, "the body is not JSON", id="lone-surrogate"),
         pytest.param(b'{"amount": ' + b"[" * 100_000, 400, "nested too deeply", id="nested"),
         pytest.param(b'{"amount": ' + b"9" * 10_000 + b"}", 400, "the body is not JSON", id="ten-thousand-digits"),
-        pytest.param(b'{"note": "' + b"x" * (1 << 20) + b'"}', 413, "at most 1048576 are read", id="too-long"),
+        pytest.param(b'{"note": "' + b"x" * (1 << 20) + b'"}', 413, "longer than 1048576 bytes", id="too-long"),
     ],
 )
 def test_a_body_that_cannot_be_read_is_refused(server: ServerProcess, body: bytes, status: int, message: str) -> None:
@@ -104,7 +101,9 @@ def test_a_body_that_cannot_be_read_is_refused(server: ServerProcess, body: byte
 def test_a_body_without_a_declared_length_is_cut_off_too(server: ServerProcess) -> None:
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     with socket.create_connection(("127.0.0.1", server.state["port"]), timeout=10) as client:
-        client.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + chunk * 17)
+        client.sendall(
+            b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + chunk * 17 + b"0\r\n\r\n"
+        )
         answer = client.recv(65536)
 
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -322,18 +321,23 @@ def test_a_burst_is_shed_and_the_rest_is_answered(start: Start, tmp_path: Path) 
     assert call(f"{server.url}/predict", ROW).status == 200
 
 
+def test_a_body_that_declares_far_too_much_is_not_waited_for(server: ServerProcess) -> None:
+    with socket.create_connection(("127.0.0.1", server.state["port"]), timeout=10) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999\r\n\r\n")
+        answer = client.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
 def test_sigterm_answers_what_was_accepted(start: Start, tmp_path: Path) -> None:
     server = start(write_package(tmp_path / "package"), version="7")
-    body = json.dumps({"rows": [{**ROW, "request_id": str(i)} for i in range(50_000)]}).encode()
-    replies = []
-    thread = threading.Thread(target=lambda: replies.append(call(f"{server.url}/predict/batch", body)))
-    thread.start()
-    time.sleep(0.05)
-    code = server.stop()
-    thread.join()
+    with accepted(server.state["port"]) as request:
+        server.process.terminate()
+        wait_refused(server.state["port"])
+        reply = request.finish()
 
-    assert code == 0
-    assert replies[0].status == 200 and replies[0].json["count"] == 50_000
+    assert server.process.wait(timeout=20) == 0
+    assert reply.startswith(b"HTTP/1.1 200 ") and b'"model_version":"7"' in reply
 
 
 def test_an_admitted_shutdown_ends_the_process(start: Start, tmp_path: Path) -> None:

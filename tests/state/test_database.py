@@ -65,7 +65,7 @@ def test_a_snapshot_sees_one_state_and_holds_up_no_writer(db: Database) -> None:
 
 
 def test_a_snapshot_refuses_to_write(db: Database) -> None:
-    with pytest.raises(SteadyError, match="read-?only"), db.snapshot() as conn:
+    with pytest.raises(SteadyError, match=r"read-?only"), db.snapshot() as conn:
         store.put(conn, detector(), fence=None)
 
     with db.transaction() as conn:

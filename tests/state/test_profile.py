@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state.cells import MAX_CELL_RATIO, LevelBins, NumericBins, fit_levels, fit_numeric
+from state.cells import LevelBins, NumericBins, fit_levels, fit_numeric
+from state.cuts import MAX_CELL_RATIO
 from state.errors import TerminalError
 from state.profile import Bins, Profile, fit_bins, merge, read_reference, write_reference
 from state.varints import pack, unpack

@@ -18,7 +18,16 @@ from skl2onnx.common.data_types import FloatTensorType
 from state.contract import Contract, Encoder, FeatureContract
 from state.encoding import Number
 from state.errors import ToolRejected
-from tests.tools.training_support import FOREST, LINEAR, RIDGE, SMALL_BOOSTING, make_frame, make_rows, make_spec
+from tests.tools.training_support import (
+    FOREST,
+    LINEAR,
+    RIDGE,
+    SMALL_BOOSTING,
+    candidate_of,
+    make_frame,
+    make_rows,
+    make_spec,
+)
 from tools.estimators import FittedModel, fit_model
 from tools.fits import few_threads
 from tools.onnx_export import PARITY_TOLERANCE, check_parity, export_onnx, floor_float32, parity_error
@@ -38,7 +47,7 @@ def _beside_other_load() -> Iterator[None]:
 def fitted(task: str, candidate: dict[str, Any], *, frame: pl.DataFrame | None = None) -> Fitted:
     spec = make_spec(task, candidate)
     rows = make_rows(spec, frame)
-    named = spec.training.candidates[0]  # type: ignore[union-attr]  # a recipe
+    named = candidate_of(spec)
     return fit_model(rows, named, task=spec.task, declared=spec.features, seed=1), rows
 
 

@@ -241,6 +241,13 @@ def test_row_counts_far_from_the_weekdays_median_are_a_fault(world: World, n_row
     assert (("volume", "hard") in {(f.kind, f.severity) for f in report.findings}) is faulty
 
 
+def test_a_day_without_rows_is_a_fault_after_a_single_day_with_some(world: World) -> None:
+    before, _ = world.run(lambda part, rng: part)
+    nothing = Profile(bins=world.bins, blocks=("2026-04-02",), counts=np.zeros((1, world.bins.width), dtype=np.int64))
+
+    assert check_block(world.reference, [before.select(["2026-04-01"])], nothing).faulty
+
+
 def test_quiet_sundays_are_no_fault_and_a_quiet_monday_is(world: World) -> None:
     rng = np.random.default_rng(2)
     before = Profile.empty(world.bins)

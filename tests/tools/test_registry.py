@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from state.contract import Contract
 from state.errors import ToolRejected, ToolUnavailable
-from tests.tools.training_support import make_rows, make_spec
+from tests.tools.training_support import candidate_of, make_rows, make_spec
 from tools.estimators import FittedModel, fit_model
 from tools.fits import few_threads
 from tools.onnx_export import export_onnx
@@ -42,9 +42,7 @@ OUTPUTS: dict[str, JsonValue] = {
 def model() -> FittedModel:
     spec = make_spec()
     with few_threads():
-        return fit_model(
-            make_rows(spec), make_spec().training.candidates[0], task="binary", declared=spec.features, seed=1
-        )  # type: ignore[union-attr]  # a recipe
+        return fit_model(make_rows(spec), candidate_of(spec), task="binary", declared=spec.features, seed=1)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tests.tools.training_support import (
     LINEAR,
     RIDGE,
     SMALL_BOOSTING,
+    candidate_of,
     make_frame,
     make_rows,
     make_spec,
@@ -26,7 +27,7 @@ from tools.estimators import fit_model
 from tools.evaluation import check_gates, compare_blocks, measure, scored_rows
 from tools.fits import few_threads
 from tools.training import cross_validate, fit_candidates, fit_challenger, fold_bounds, holdout_start
-from tools.training_rows import check_frame, frame_sha256, labelled_rows
+from tools.training_rows import check_frame, frame_sha256, labelled_rows, recipe_of
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_the_holdout_is_the_newest_stretch_in_whole_blocks() -> None:
     spec = make_spec()
     rows = make_rows(spec)
 
-    start = holdout_start(rows, holdout=spec.training.holdout, block=spec.monitoring.block)  # type: ignore[union-attr]  # a recipe
+    start = holdout_start(rows, holdout=recipe_of(spec).holdout, block=spec.monitoring.block)
 
     assert sorted(set(rows.blocks[start:].tolist())) == [f"2024-01-{day}" for day in (16, 17, 18, 19, 20)]
     assert rows.blocks[start - 1] == "2024-01-15"
@@ -122,7 +123,7 @@ def test_the_score_of_a_fold_does_not_depend_on_newer_labels() -> None:
     corrupted = frame.with_columns(
         pl.when(pl.int_range(pl.len()) >= 1_100).then(1 - pl.col("label")).otherwise("label").alias("label")
     )
-    candidate = spec.training.candidates[0]  # type: ignore[union-attr]  # a recipe
+    candidate = candidate_of(spec)
     honest, other = (
         {block.block: block.loss for block in cross_validate(make_rows(spec, f), candidate, spec, seed=1).blocks}
         for f in (frame, corrupted)
@@ -194,7 +195,7 @@ def test_a_class_that_a_stretch_lacks_keeps_its_column() -> None:
     spec = make_spec("multiclass")
     rows = make_rows(spec, make_frame("multiclass").filter(pl.col("label") != 1))
 
-    model = fit_model(rows, spec.training.candidates[0], task="multiclass", declared=spec.features, seed=1)  # type: ignore[union-attr]  # a recipe
+    model = fit_model(rows, candidate_of(spec), task="multiclass", declared=spec.features, seed=1)
 
     score = model.score(rows)
     assert score.shape == (len(rows), 3)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from state.spec import ModelSpec
+from state.spec import Candidate, ModelSpec
 from tools.importer import import_files
-from tools.training_rows import Rows, labelled_rows
+from tools.training_rows import Rows, labelled_rows, recipe_of
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 SMALL_BOOSTING = {"name": "boosting", "estimator": "hist_gradient_boosting", "params": {"max_iter": 20}}
@@ -45,6 +45,11 @@ def make_spec(task: str = "binary", *candidates: dict[str, Any], **changes: Any)
         "objective": {"metric": METRIC[task], "op": "<=" if METRIC[task] != "roc_auc" else ">=", "value": 0.6},
     }
     return ModelSpec.model_validate({**document, **changes})
+
+
+def candidate_of(spec: ModelSpec) -> Candidate:
+    """The first candidate of its recipe."""
+    return recipe_of(spec).candidates[0]
 
 
 def make_frame(task: str = "binary", *, n_rows: int = 1_200, n_days: int = 20, seed: int = 0) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +33,7 @@ MIN_IMPORTANCE = 0.01
 _NEW_LEVEL_ROWS = 5
 _UNSEEN_FACTOR = 3.0
 _STRATIFIED_DAYS = 28
+_MAX_PERMUTATIONS = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +91,13 @@ def decide_drift(
     The windows must not share blocks, and looks at overlapping windows alarm sooner or later: test non-overlapping
     ones at `window_alpha`. Tests per feature: distribution, missing rate, out-of-range share, new levels; one on the
     largest change of a rank correlation. `importance` is relative weight by feature; features it does not name weigh
-    nothing. Deterministic given `rng`.
+    nothing. `n_permutations` is raised where it could not reach `alpha`. Deterministic given `rng`.
 
-    Raises ValueError where the windows share blocks or have different bins, or where `n_permutations` cannot reach
-    `alpha`.
+    Raises ValueError where the windows share blocks or have different bins, or where `alpha` would need more than
+    50,000 permutations.
     """
-    _check(reference, current, alpha, n_permutations)
+    _check(reference, current)
+    n_permutations = _enough_permutations(alpha, n_permutations)
     tests = _tests(reference, current)
     n_reference, n_current = len(reference), len(current)
     is_current = np.repeat([False, True], [n_reference, n_current])
@@ -142,14 +145,20 @@ class _Test:
     """Whether a condition beside the floor holds."""
 
 
-def _check(reference: Profile, current: Profile, alpha: float, n_permutations: int) -> None:
+def _check(reference: Profile, current: Profile) -> None:
     if reference.bins.sha256 != current.bins.sha256:
         raise ValueError("the windows were counted against different bins")
     shared = set(reference.blocks) & set(current.blocks)
     if shared:
         raise ValueError(f"the windows share {len(shared)} block(s), the first is {min(shared)}")
-    if 1 / (n_permutations + 1) > alpha:
-        raise ValueError(f"{n_permutations} permutations cannot reach alpha {alpha}: take at least {int(1 / alpha)}")
+
+
+def _enough_permutations(alpha: float, wanted: int) -> int:
+    """The smallest p-value is 1 / (n + 1): below `alpha` by half, so that one tie does not hide a drift."""
+    needed = math.inf if alpha <= 0 else math.ceil(2 / alpha)
+    if needed > _MAX_PERMUTATIONS:
+        raise ValueError(f"alpha {alpha} needs {needed} permutations, {_MAX_PERMUTATIONS} are the most: enlarge it")
+    return max(wanted, int(needed))
 
 
 def _units(
@@ -198,6 +207,8 @@ def _feature_tests(name: str, both: FeatureCounts, split: int) -> list[_Test]:
 
 
 def _distribution(name: str, cells: Floats, *, ordered: bool, split: int) -> _Test:
+    # Most cells of a fine grid are empty in both windows and add nothing.
+    cells = cells[:, cells.sum(axis=0) > 0]
     total = cells.sum(axis=0)
 
     def statistic(member: Floats) -> Floats:
@@ -205,7 +216,7 @@ def _distribution(name: str, cells: Floats, *, ordered: bool, split: int) -> _Te
         gap = _ratios(current) - _ratios(total - current)
         if ordered:
             np.cumsum(gap, axis=1, out=gap)
-            return np.asarray(np.abs(gap).max(axis=1))
+            return np.asarray(np.abs(gap).max(axis=1, initial=0.0))
         return np.asarray(np.abs(gap).sum(axis=1) / 2)
 
     def independent_p() -> float:

@@ -24,7 +24,9 @@ def describe_failure(message: str, log: str) -> str:
     tracebacks = [at for at, line in enumerate(lines) if "Traceback (most recent call last)" in line]
     if not tracebacks:
         return f"{component}: {lines[-1].strip() if lines else 'no output'}"
-    after = (line.strip() for line in lines[tracebacks[-1] + 1 :] if line and not line[0].isspace())
+    # kfp indents what a component prints; the error stands at the indent of its traceback.
+    indent = _indent(lines[tracebacks[-1]])
+    after = (line.strip() for line in lines[tracebacks[-1] + 1 :] if line.strip() and _indent(line) <= indent)
     return f"{component}: {_OURS.sub('', next(after, 'no error line'))}"
 
 
@@ -45,6 +47,10 @@ def write_json(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
