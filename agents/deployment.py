@@ -281,6 +281,7 @@ def ab_verdict(situation: Situation, arms: dict[str, Any]) -> tuple[str, dict[st
         n_samples=min(int(n) for n in arms["rows"].values()),
         minimum_samples=spec.rollout.ab_test.minimum_samples,
         margin=spec.rollout.ab_test.margin,
+        horizon_blocks=max(1, spec.rollout.ab_test.horizon // spec.monitoring.block),
     )
     details |= {"n_blocks": len(common), "difference": test.difference, "low": test.low, "high": test.high}
     return test.verdict, details

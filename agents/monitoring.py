@@ -95,7 +95,29 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
     if not frame.height and not previous:
         return  # nothing has ever been served: there is no block to judge yet
     report = check_block(reference, previous, profile)
-    measured.findings = [finding_json(finding) for finding in report.findings]
+    measured.findings = [finding_json(finding) for finding in report.findings] + _retyped(frame)
+
+
+RETYPED_SHARE = 0.05
+"""Share of a block's rows whose value could not be read as its type, from which on the column has been retyped."""
+
+
+def _retyped(frame: pl.DataFrame) -> list[dict[str, JsonValue]]:
+    """Columns that arrived as another type: the server answered and flagged them, and recorded them as missing."""
+    if "flags" not in frame.columns or not frame.height:
+        return []
+    flags = frame.select(pl.col("flags").explode().drop_nulls()).to_series()
+    unreadable = flags.filter(flags.str.starts_with("unparsable:")).value_counts().sort("flags")
+    return [
+        {
+            "kind": "retyped",
+            "feature": str(flag).partition(":")[2],
+            "severity": "hard",
+            "detail": f"{n / frame.height:.1%} of rows hold a value that is not of the declared type",
+        }
+        for flag, n in unreadable.iter_rows()
+        if n / frame.height >= RETYPED_SHARE
+    ]
 
 
 def finding_json(finding: QualityFinding) -> dict[str, JsonValue]:

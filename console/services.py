@@ -29,6 +29,8 @@ from state.rows import (
     SwitchRow,
 )
 from state.store import Connection
+from tools.mesh.documents import managed_route
+from tools.mesh.store import DocumentStore
 
 _IDS = Uuid7Source()
 
@@ -201,7 +203,8 @@ def status(workspace: Workspace) -> dict[str, Any]:
     """The present state, as people and programs read it."""
     with workspace.db.transaction() as conn:
         halt = store.get(conn, SwitchRow, "halt")
-        models = [_model_status(conn, row) for row in store.select(conn, ModelRow)]
+        documents = DocumentStore(workspace.home / "mesh")
+        models = [_model_status(conn, row, documents) for row in store.select(conn, ModelRow)]
         pending = store.select(conn, ApprovalRow, status="pending")
     return {
         "home": str(workspace.settings.home),
@@ -218,20 +221,21 @@ def status(workspace: Workspace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _model_status(conn: Connection, row: ModelRow) -> dict[str, Any]:
+def _model_status(conn: Connection, row: ModelRow, documents: DocumentStore) -> dict[str, Any]:
     champion = store.get(conn, DetectorRow, f"{row.id}/champion")
     rollouts = store.select(conn, RolloutRow, model=row.id, newest_first=True, limit=1)
     runs = store.select(conn, RunRow, model=row.id, status=["ready", "waiting"])
     actions = store.select(conn, ActionRow, model=row.id)
     open_incidents = store.select(conn, IncidentRow, model=row.id, status="open")
     newest = rollouts[0] if rollouts else None
+    stored = documents.read(row.id)
     return {
         "model": row.id,
         "status": row.status,
         "held": row.held,
         "champion": champion.state.get("version") if champion is not None else None,
         "champion_since": champion.state.get("since") if champion is not None else None,
-        "weights": newest.body.get("weights") if newest is not None else None,
+        "weights": managed_route(stored.documents.virtual_service).weights if stored is not None else None,
         "rollout": None
         if newest is None
         else {"candidate": newest.candidate, "status": newest.status, "phase": newest.phase},

@@ -27,8 +27,9 @@ from state.decisions import Commanded
 from state.errors import InputError
 from state.rows import ActionRow, DetectorRow, GoalRow, ModelRow, RunRow, SwitchRow
 from state.spec import FilesData, ModelSpec
-from tools.data import traffic
+from tools.data import WorkspaceData, traffic
 from tools.importer import import_files
+from tools.inbox import take_in
 from tools.ports import Platform
 from tools.replay import send_rows
 
@@ -202,6 +203,9 @@ def first_champion(running: Running) -> None:
             with running.crew.db.transaction() as conn:
                 if store.get(conn, DetectorRow, f"{running.spec.model}/cadence") is None:
                     note_cadence(running.crew, conn, running.spec, fence=None)
+            route = running.platform.mesh.read(running.spec.model)
+            if route is not None:
+                running.say("deployment", f"version {champion.state['version']} serves at {route.address}/predict")
             return
         if last.outcome == "quiet":
             waits = "; ".join(run.waits_for or run.outcome for run in runs)
@@ -229,12 +233,21 @@ def replay(
 
 def live(running: Running, loaded: LoadedSpec, *, ticks: int | None = None) -> None:
     """Run the loop on what arrives: new files, predictions and outcomes; until interrupted, or for `ticks` looks."""
-    settings = running.workspace.settings
+    settings, home = running.workspace.settings, running.workspace.home
+    inbox = home / "inbox" / running.spec.model
+    inbox.mkdir(parents=True, exist_ok=True)
+    classes = list(WorkspaceData(home).classes(running.spec.model))
+    running.say("monitoring", f"outcomes are taken in from {inbox} (request_id, label)")
     looks = 0
     while ticks is None or looks < ticks:
         result = import_files(running.workspace.home, running.spec, loaded.base_path)
         if result.changed:
             running.say("data validation", f"new files: {result.manifest.n_labelled} labelled history rows now")
+        n_labels = take_in(
+            inbox, running.spec.model, running.platform.outcomes, classes=classes, now=running.clock.now()
+        )
+        if n_labels:
+            running.say("monitoring", f"{n_labels} new outcomes")
         running.platform.servers.flush(running.spec.model)
         run_until_quiet(running.crew, running.graph, running.spec)
         checkpoint(running.crew)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from agents.monitoring import sentence
@@ -51,7 +51,7 @@ def _take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fenc
         incident = _open(crew, conn, spec, signal, diagnosis, fence)
         row.incident_id = incident.id
     else:
-        _join(crew, conn, incident, signal, fence)
+        _join(crew, conn, spec, incident, signal, fence)
     store.put(conn, row, fence=fence)
     _keep_diagnosis(crew, conn, incident, diagnosis, fence)
 
@@ -96,6 +96,13 @@ def _matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diag
     return None
 
 
+def days_of_block(block: str, spec: ModelSpec) -> list[str]:
+    """ISO dates of the days that a block covers."""
+    first = datetime.fromisoformat(block)
+    n_days = max(1, spec.monitoring.block // timedelta(days=1))
+    return [(first + timedelta(days=i)).date().isoformat() for i in range(n_days)]
+
+
 TITLES = {
     "data_fault": "faulty data arrives",
     "serving_fault": "the champion's server fails",
@@ -110,7 +117,7 @@ def _open(
 ) -> IncidentRow:
     body: dict[str, Any] = {"size": signal.size, "text": signal.text}
     if signal.block is not None:
-        body |= {"days": [signal.block], "quarantined": []}
+        body |= {"days": days_of_block(signal.block, spec), "quarantined": []}
     incident = IncidentRow(
         id=crew.ids.new_id(), model=spec.model, status="open", cause=diagnosis.cause, signal=signal.name,
         opened_at=crew.clock.now(), title=f"{spec.model}: {TITLES.get(signal.name, signal.name)}", body=body,
@@ -151,11 +158,11 @@ def _world_facts(
     return facts
 
 
-def _join(crew: Crew, conn: Connection, incident: IncidentRow, signal: Signal, fence: Fence) -> None:
+def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, fence: Fence) -> None:
     """The same cause again: the incident goes on, and what it had contained is open again."""
     days = incident.body.get("days")
-    if signal.block is not None and isinstance(days, list) and signal.block not in days:
-        incident.body["days"] = [*sorted([*(str(day) for day in days), signal.block])]
+    if signal.block is not None and isinstance(days, list):
+        incident.body["days"] = [*sorted({*(str(day) for day in days), *days_of_block(signal.block, spec)})]
         store.put(conn, incident, fence=fence)
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
         cite(run, *signal.evidence_ids)
@@ -201,10 +208,13 @@ def cadence_due(crew: Crew, conn: Connection, spec: ModelSpec) -> bool:
     """Whether the standing goal asks for a backtest now: nothing wrong, none under way, the cadence over."""
     if spec.outcomes == "affected" or champion_of(crew, spec.model) is None:
         return False
-    if store.select(conn, IncidentRow, model=spec.model, status="open"):
+    incidents = store.select(conn, IncidentRow, model=spec.model, status="open")
+    if any(row.cause not in ("data_fault", "label_fault", "serving_fault") for row in incidents):
+        return False  # the backtest of an open incident answers the same question
+    runs = store.select(conn, RunRow, model=spec.model, status=["ready", "waiting"])
+    if any(run.subject_kind == "cadence" for run in runs):
         return False
-    busy = store.select(conn, RunRow, model=spec.model, status=["ready", "waiting"])
-    if any(run.subject_kind != "goal" or run.plan for run in busy):
+    if store.select(conn, RolloutRow, model=spec.model, status="running"):
         return False
     since = store.get(conn, DetectorRow, f"{spec.model}/cadence")
     if since is None:

@@ -14,6 +14,7 @@ from agents.monitoring import Measured, Watch, decode_profile, look, reference_p
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.signals import Signal
+from orchestrator.triage import days_of_block
 from state import store
 from state.profile import Profile, merge
 from state.rows import BlockRow, DetectorRow
@@ -168,7 +169,7 @@ def _judge_losses(
         return []
     bad = set(crew.platform.outcomes.quarantined(spec.model))
     was_alarmed = detector.alarm
-    detector.update_all({block: loss for block, loss in losses.items() if block not in bad})
+    detector.update_all({block: loss for block, loss in losses.items() if not bad & set(days_of_block(block, spec))})
     state: dict[str, Any] = dict(detector.state())
     store.put(conn, DetectorRow(id=f"{spec.model}/loss/{champion}", model=spec.model, state=state), fence=fence)
     if not detector.alarm or was_alarmed:

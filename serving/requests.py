@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from state.encoding import level_text
+
 Row: TypeAlias = dict[str, Any]
 Headers: TypeAlias = Mapping[bytes, bytes]
 
@@ -127,10 +129,11 @@ class IdentityReader:
         )
 
     def _entity(self, row: Row) -> str | None:
-        parts = [row.get(name) for name in self._entity_fields]
-        if not parts or any(isinstance(part, dict | list | None) for part in parts):
+        # As the history is read: a part that is missing is empty, and an entity without any part is none.
+        parts = [level_text(row.get(name)) for name in self._entity_fields]
+        if all(part is None for part in parts):
             return None
-        return "|".join(map(str, parts))[:MAX_ID_CHARACTERS]
+        return "|".join(part or "" for part in parts)[:MAX_ID_CHARACTERS]
 
     def _event_time(self, row: Row, headers: Headers, flags: list[str]) -> int:
         value = row.get("event_time")

@@ -32,6 +32,8 @@ UNPARSABLE = 0.01
 RETYPED = 0.05
 NEW_LEVELS = (0.01, 0.25)
 UNSEEN_FACTOR = 3.0
+MOSTLY_EMPTY = 0.9
+"""Missing share of the emptiest earlier block from which on an empty block is no surprise."""
 NEW_LEVEL_ROWS = 5
 NOVEL_STEP = 0.5
 MIXTURE_STEP = 0.10
@@ -212,10 +214,10 @@ def _check_values(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -
     before = history.status("missing")
     empty = int(rows[0]) >= NEW_LEVEL_ROWS and not int(day.n_valid[0])
     worst = _worst(before, history.n_rows, default=0.0)
-    # A column that is mostly empty anyway may be empty for a whole small block.
-    chance = worst ** int(rows[0])
+    # A column that was nearly empty in some earlier block (gusts on a calm day) may be empty for a whole one: blocks,
+    # not rows, are the independent unit.
     limits = (_NEVER, 1.0)
-    checks.rule("all_missing", name, value=float(empty and chance < 1e-6), limits=limits, detail="no usable value")
+    checks.rule("all_missing", name, value=float(empty and worst < MOSTLY_EMPTY), limits=limits, detail="no usable value")
     for kind, hits, earlier, (warn, hard) in (
         ("missing_step", missing, before, MISSING_STEP),
         ("not_finite", day.status("not_finite"), history.status("not_finite"), (NOT_FINITE, NOT_FINITE)),

@@ -106,10 +106,14 @@ class LocalServers:
         return [endpoint for endpoint in found if endpoint is not None]
 
     def stop(self, *, model: str, version: str, key: str) -> None:
-        """End the version's server after it has answered what it had accepted. Idempotent."""
+        """End the version's server after it has answered what it had accepted. Idempotent.
+
+        A server that `key` itself started is left alone: stop and start under one key are a restart, and a restart
+        said again has been made.
+        """
         path = self._file(model, version)
         process = read_process(path)
-        if process is None:
+        if process is None or (alive(process) and key in _started_by(process)):
             return
         terminate(process, grace_seconds=self._drain_seconds + 5.0)
         if process.pid is not None:
@@ -199,7 +203,7 @@ class LocalServers:
             if not alive(process) or time.monotonic() > until:
                 raise ToolUnavailable(f"{path.parent.name} version {path.stem} runs, but does not become ready")
             time.sleep(0.02)
-        if key not in _keys(process):
+        if key not in _started_by(process):
             adopted = [*process.extra.get("adopted_by", []), key]
             write_process(path, replace(process, extra={**process.extra, "adopted_by": adopted}))
         return _described(path, process, key=key, ready=True)
@@ -210,8 +214,12 @@ class LocalServers:
         return _described(path, process, key=process.key, ready=_healthy(process))
 
 
+def _started_by(process: ProcessFile) -> set[str]:
+    return {process.key, *process.extra.get("adopted_by", [])}
+
+
 def _keys(process: ProcessFile) -> set[str]:
-    return {process.key, *process.extra.get("adopted_by", []), process.extra.get("stopped_by", process.key)}
+    return _started_by(process) | {process.extra.get("stopped_by", process.key)}
 
 
 def _described(path: Path, process: ProcessFile, *, key: str, ready: bool) -> Endpoint:

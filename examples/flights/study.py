@@ -62,19 +62,20 @@ def study(year: Year) -> Results:
     """Every number of the report."""
     spec = year.spec
     log.info("policies of retraining")
-    frozen = [Segment(start=LIVE, end=END, champion=LIVE)]
     at_once = backtest_then_refit(year, rollout=timedelta(0))
     rolled_out = backtest_then_refit(year, rollout=_rollout_length(spec))
-    scores = {
-        "frozen": year.policy_scores(frozen),
-        "always": year.policy_scores(retrain_weekly(year)),
-        "rule": year.policy_scores(at_once.segments),
-        "rolled_out": year.policy_scores(rolled_out.segments),
+    segments = {
+        "frozen": [Segment(start=LIVE, end=END, champion=LIVE)],
+        "always": retrain_weekly(year),
+        "rule": at_once.segments,
+        "rolled_out": rolled_out.segments,
     }
+    scores = {name: year.policy_scores(chosen) for name, chosen in segments.items()}
+    promotions = {name: len({segment.champion for segment in chosen}) - 1 for name, chosen in segments.items()}
     log.info("drift, performance and quality")
     reference = year.reference_profile()
     return Results(
-        policies={name: _policy(year, name, scores, at_once, rolled_out) for name in scores},
+        policies={name: _policy(year, name, scores, promotions[name]) for name in scores},
         backtests=at_once.backtests,
         rolled_out=rolled_out.backtests,
         odd_even=_odd_even(reference),
@@ -163,18 +164,14 @@ def _rollout_segments(
     return segments
 
 
-def _policy(year: Year, name: str, scores: dict[str, Floats], at_once: _Ruled, rolled_out: _Ruled) -> Policy:
+def _policy(year: Year, name: str, scores: dict[str, Floats], promotions: int) -> Policy:
     losses = {other: year.daily_mean(scores[other]) for other in scores}
     gain = losses["frozen"] - losses["always"]
-    promotions = {
-        "always": math.ceil((END - LIVE) / WEEK) - 1, "rule": len(at_once.adoptions),
-        "rolled_out": len(rolled_out.adoptions),
-    }  # fmt: skip
     return Policy(
         auc={month: 1 - loss for month, loss in year.monthly(scores[name]).items()},
         daily_loss=losses[name],
         share=(losses["frozen"] - losses[name]) / gain,
-        promotions=promotions.get(name, 0),
+        promotions=promotions,
     )
 
 

@@ -275,7 +275,7 @@ def _fault(it: Replayed) -> None:
             resolution="quarantined",
             title="parcels: faulty data arrives",
             body={"text": "weight in pounds"},
-        )  # fmt: skip
+        )
     )
     it.say(IncidentChanged, found, change="opened", cause="data_fault", summary="faulty data", incident_id="broken")
     it.act("quarantine_data", held, subject="broken", run="rb", args={"days": [FAULTY]})
@@ -322,7 +322,7 @@ def _people(it: Replayed) -> None:
             answered_at=asked + timedelta(hours=2),
             run_id="r3",
             comment="a trial",
-        )  # fmt: skip
+        )
     )
     for n, rules in enumerate((["freeze"], ["freeze", "budget"])):
         it.say(

@@ -17,8 +17,8 @@ from sklearn.metrics import roc_auc_score
 from console.summary import Summary, render_text, summarise
 from state.errors import InputError
 from state.rows import IncidentRow
-from tests.console.replayed import DAY, END, FAULTY, HOSTILE, START, Replayed, replayed, tell_story
-from tests.tools.control_rows import DELAY
+from tests.console.replayed import DAY, END, FAULTY, HOSTILE, Replayed, replayed, tell_story
+from tests.tools.control_rows import DELAY, START
 from tools.packaging import PackageScorer
 
 LABELLED_UNTIL = END - DELAY
@@ -220,13 +220,10 @@ def test_an_edited_log_is_reported(tmp_path: Path) -> None:
         it.backtest(START, "c", z=1.0, verdict="lose", evidence="e")
         with it.workspace.db.transaction() as conn:
             conn.exec_driver_sql("update decisions set leaf = replace(leaf, 'lose', 'wins') where idx = 1")
-        with it.workspace.db.snapshot() as conn:
-            assert conn.exec_driver_sql("select count(*) from decisions").scalar() == 2
-        it.workspace.db.upgrade()
         summary = summarise(it.workspace, "parcels", start=START, end=END, platform=it.platform)
 
     assert not summary.log.ok
-    assert any("1" in problem for problem in summary.log.problems)
+    assert any("record 1" in problem for problem in summary.log.problems)
 
 
 def test_the_summary_is_json_and_comes_back_as_it_was(story: tuple[Replayed, pl.DataFrame, Summary]) -> None:
@@ -291,7 +288,11 @@ def test_a_metric_that_is_better_when_lower_turns_the_gain_around(tmp_path: Path
     assert overall.always is not None
     assert overall.served < overall.never
     assert summary.gain_kept == pytest.approx((overall.never - overall.served) / (overall.never - overall.always))
-    assert "+" in next(line for line in printed(summary).splitlines() if "2026-03-23" in line)
+    last = summary.periods[-1]
+    assert last.served is not None
+    assert last.never is not None
+    assert last.served < last.never
+    assert f"+{last.never - last.served:.4f}" in printed(summary)
 
 
 def test_an_open_incident_is_told_as_open_and_one_of_another_time_is_not_told(tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_an_open_incident_is_told_as_open_and_one_of_another_time_is_not_told(tm
                     opened_at=opened,
                     closed_at=closed,
                     title=name,
-                )  # fmt: skip
+                )
             )
         summary = summarise(it.workspace, "parcels", start=START, end=END, platform=it.platform)
 

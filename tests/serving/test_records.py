@@ -243,5 +243,8 @@ def test_the_body_comes_before_the_headers_and_an_entity_before_the_request_id()
     assert reader.read({}, headers, []).entity == "from-header"
     assert reader.read({"user": "u", "request_id": "body"}, headers, []).entity == "u"
     assert reader.read({"request_id": "body"}, headers, []).request_id == "body"
+    both = IdentityReader(time_field=None, entity_fields=("user", "card"))
+    assert both.read({"user": None, "card": 5.0}, headers, []).entity == "|5"
+    assert both.read({"user": None}, headers, []).entity == "from-header"
     assert reader.read({}, headers, []).event_microseconds == NOON
     assert reader.read({}, {}, []).request_id != reader.read({}, {}, []).request_id

@@ -62,10 +62,8 @@ def finished(pipelines: LocalPipelines, key: str) -> PipelineRun:
 
 def tracked_runs(root: Path, key: str) -> list[Run]:
     with mlflow_errors("test"):
-        client = Tracking.embedded(root).client
-        return list(
-            client.search_runs([client.get_experiment_by_name("demo").experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
-        )
+        tracking = Tracking.embedded(root)
+        return list(tracking.client.search_runs([tracking.experiment("demo")], f"tags.`{KEY_TAG}` = '{key}'"))
 
 
 def training(spec: ModelSpec, **changes: JsonValue) -> PipelineRequest:

@@ -88,6 +88,16 @@ def test_starting_again_adopts_the_running_server(workspace: Path, package: Path
     assert servers.find("k1") == first
 
 
+def test_a_restart_said_again_under_its_key_restarts_once(workspace: Path, package: Path) -> None:
+    servers = LocalServers(workspace)
+    servers.start(model="fraud", version="1", package=package, key="k")
+    servers.stop(model="fraud", version="1", key="restart")
+    restarted = servers.start(model="fraud", version="1", package=package, key="restart")
+    servers.stop(model="fraud", version="1", key="restart")
+
+    assert servers.start(model="fraud", version="1", package=package, key="restart") == restarted
+
+
 def test_a_new_control_plane_adopts_what_a_killed_one_left(workspace: Path, package: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tools.servers import LocalServers\n"
