@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from html import escape
 from typing import Any
@@ -46,6 +46,8 @@ class Plot:
     alt: str
     """What the plot shows, in words."""
     svg: Markup
+    note: str = ""
+    """What it leaves out."""
 
 
 def metric_plot(lines: MetricLines, *, metric: str, lower_is_better: bool, alt: str) -> Plot:
@@ -66,19 +68,18 @@ def metric_plot(lines: MetricLines, *, metric: str, lower_is_better: bool, alt: 
                 span.start, max(span.end, span.start + timedelta(hours=12)), color=BAD, alpha=0.13, linewidth=0
             )
             axes.text(span.start, 1.01, span.label, transform=top, color=BAD, fontsize=9, ha="left", va="bottom")
-        for mark in lines.marks:
+        for n, mark in enumerate(lines.marks):
             colour = GOOD if mark.good else BAD
             axes.axvline(mark.at, color=colour, linewidth=1.4, linestyle="solid" if mark.good else (0, (3, 2)))
-            axes.text(
-                mark.at, 0.02, f" {mark.label}", transform=top, color=colour, fontsize=8, rotation=90, va="bottom"
-            )
+            height = 1.06 + 0.05 * (n % 2)  # two rows, so that neighbours do not run into each other
+            axes.text(mark.at, height, mark.label, transform=top, color=colour, fontsize=8.5, ha="center", va="bottom")
         axes.set_ylabel(f"{metric} ({'lower' if lower_is_better else 'higher'} is better)")
         axes.grid(axis="y")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=3)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.15), ncols=3)
         _dates(axes)
 
-    return _plot(f"{metric}, mean of the last {ROLLING_BLOCKS} blocks", alt, draw, height=4.4)
+    return _plot(f"{metric}, mean of the last {ROLLING_BLOCKS} blocks", alt, draw, height=4.7)
 
 
 def traffic_plot(shares: TrafficShares) -> Plot:
@@ -87,7 +88,10 @@ def traffic_plot(shares: TrafficShares) -> Plot:
     def draw(axes: Any) -> None:
         colours = [_VERSION_COLOURS[i % len(_VERSION_COLOURS)] for i in range(len(shares.versions))]
         labels = [f"version {version}" for version in shares.versions]
-        axes.stackplot(shares.times, *shares.shares, colors=colours, labels=labels, alpha=0.85, step="post")
+        gap = shares.times[1] - shares.times[0] if len(shares.times) > 1 else timedelta(days=1)
+        times = [*shares.times, shares.times[-1] + gap]  # the last block has a width too
+        stacks = [[*share, share[-1]] for share in shares.shares]
+        axes.stackplot(times, *stacks, colors=colours, labels=labels, alpha=0.85, step="post", linewidth=0)
         axes.set_ylim(0, 100)
         axes.set_ylabel("share of answers, %")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=6)
@@ -126,7 +130,9 @@ def drift_plot(strip: DriftStrip) -> Plot:
     moved = [f for f, levels in zip(strip.features, strip.levels, strict=True) if {"warn", "major"} & set(levels)]
     alt = f"Drift of {len(strip.features)} features in {len(strip.windows)} windows. "
     alt += f"Significant in: {', '.join(moved)}." if moved else "Significant in none."
-    return _plot("Drift by feature and window", alt, draw, height=1.0 + 0.32 * len(strip.features))
+    plot = _plot("Drift by feature and window", alt, draw, height=1.0 + 0.32 * len(strip.features))
+    left_out = f"{strip.n_left_out} calmer features are left out." if strip.n_left_out else ""
+    return replace(plot, note=left_out)
 
 
 def decisions_plot(points: Sequence[LanePoint]) -> Plot:

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from console import charts, plots
 from console.plots import Plot
-from console.summary_text import day, gain, kept, percent, shown, three, took
+from console.summary_text import answer, day, gain, kept, percent, shown, took
 from console.summary_types import Summary
 from console.workspace import Workspace
 from state.errors import InputError
@@ -38,11 +38,10 @@ def render_report(summary: Summary, *, home: Path) -> str:
     """The page. Every text of the summary is data: it is escaped, and the page runs no script."""
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters |= {"day": day, "percent": percent, "took": took, "words": _words}
+    environment.filters |= {"day": day, "percent": percent, "took": took, "answer": answer, "words": _words}
     environment.globals |= {
         "shown": lambda value: shown(value, summary.metric),
         "gain": lambda measured: gain(measured, summary),
-        "three": lambda measured: three(measured, summary),
     }
     template = environment.get_template("report.html.j2")
     return template.render(s=summary, kept=kept(summary), commands=_commands(summary, home), plots=_plots(summary))

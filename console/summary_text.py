@@ -66,6 +66,11 @@ def kept(summary: Summary) -> str:
     )
 
 
+def answer(status: str) -> str:
+    """What became of an approval, in words."""
+    return {"used": "approved and used", "void": "void: the facts changed"}.get(status, status)
+
+
 def took(incident: IncidentStory) -> str:
     """The kinds of action that served an incident, in order, each once; those that failed are named so."""
     kinds = [f"{a.kind} ({a.state})" if a.state in ("failed", "unknown") else a.kind for a in incident.actions]
@@ -100,12 +105,12 @@ def _versions(summary: Summary) -> Table:
             table, version.version, version.role, day(version.trained_until),
             f"{day(version.served_from)} to {day(version.served_until) if version.served_until else 'now'}",
             str(version.n_answered),
-            *(three(measured, summary) for measured in (version.before, version.during, version.after)),
+            *(_three(measured, summary) for measured in (version.before, version.during, version.after)),
         )  # fmt: skip
     return table
 
 
-def three(measured: Measured, summary: Summary) -> str:
+def _three(measured: Measured, summary: Summary) -> str:
     """As served / never / always."""
     if not measured.n_rows:
         return NONE
@@ -171,9 +176,10 @@ def _faults(summary: Summary) -> str:
 
 
 def _approvals(summary: Summary) -> str:
-    said = [
-        f"{a.action} {a.status}" + (f" by {a.answered_by}" if a.answered_by else "") for a in summary.approvals
-    ]  # fmt: skip
+    said = []
+    for approval in summary.approvals:
+        who = f" by {approval.answered_by}" if approval.answered_by else ""
+        said.append(f"{approval.action.replace('_', ' ')} {answer(approval.status)}{who}")
     return f"Approvals: {', '.join(said) or 'none asked'}."
 
 

@@ -108,8 +108,8 @@ def _advance(crew: Crew, graph: Graph, spec: ModelSpec, run: RunRow, fence: Fenc
     )
     with crew.db.transaction() as conn:
         after = store.get(conn, RunRow, run.id)
-        if after is not None and after.status == "finished":
-            # The cadence counts from the end of whatever ran.
+        if after is not None and after.status == "finished" and after.facts.get("remedy_known"):
+            # The cadence counts from the last time that the question was answered.
             note_cadence(crew, conn, spec, fence=fence)
     if after is None or after.status == "finished" or after.plan_revision != run.plan_revision:
         _forget(graph, thread)

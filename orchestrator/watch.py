@@ -241,7 +241,7 @@ def _drift_signals(
         {"name": f.name, "kind": f.kind, "statistic": f.statistic, "p_value": f.p_value, "level": f.level}
         for f in verdict.features
     ]
-    moved = [f.name for f in verdict.drifted]
+    moved = list(dict.fromkeys(f.name for f in verdict.drifted))
     body: dict[str, Any] = {
         "from": start.isoformat(), "until": end.isoformat(), "level": verdict.level, "features": features,
         "moved": moved, "calibrated": verdict.calibrated,

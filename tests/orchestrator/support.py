@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from langgraph.checkpoint.memory import InMemorySaver
 
 from evals.world.platform import build, example_spec
-from evals.world.truth import Drift
+from evals.world.truth import Drift, Truth
 from evals.world.world import World
 from orchestrator.crew import Crew
 from orchestrator.graph import Graph, build_graph
@@ -27,7 +28,7 @@ from state.rows import DetectorRow, GoalRow, ModelRow
 from state.spec import ModelSpec
 from state.store import Database
 
-__all__ = ["Drift", "Stage", "staged"]
+__all__ = ["Drift", "Stage", "Truth", "staged"]
 
 
 @dataclass
@@ -79,32 +80,36 @@ class Stage:
             row = store.get(conn, DetectorRow, f"{self.spec.model}/champion")
         return str(row.state["version"]) if row is not None else None
 
-    def again(self) -> Stage:
+    def again(self, *, owner: str = "worker-1") -> Stage:
         """Another control plane over the same state and the same world: a restart after a kill."""
-        crew = make_crew(self.folder, self.world, self.clock, self.said)
+        crew = make_crew(self.folder, self.world, self.clock, self.said, owner=owner)
         return Stage(
             folder=self.folder, spec=self.spec, world=self.world, crew=crew, graph=build_graph(InMemorySaver()),
             clock=self.clock, said=self.said,
         )  # fmt: skip
 
 
-def make_crew(folder: Path, world: World, clock: ReplayClock, said: list[str]) -> Crew:
+_STARTS = itertools.count(7)
+
+
+def make_crew(folder: Path, world: World, clock: ReplayClock, said: list[str], *, owner: str = "worker-1") -> Crew:
     db = Database.open(f"sqlite:///{folder / 'steady.db'}")
     db.upgrade()
     return Crew(
         db=db, policy=PolicySet.load(), platform=build(world), clock=clock,
-        ids=Uuid7Source(random.Random(7), milliseconds=lambda: int(clock.now().timestamp() * 1000)),
-        owner="worker-1", signer=load_or_create(folder / "key", "test"), second_place=folder / "second",
+        # Another process draws other ids, even at the same moment of domain time.
+        ids=Uuid7Source(random.Random(next(_STARTS)), milliseconds=lambda: int(clock.now().timestamp() * 1000)),
+        owner=owner, signer=load_or_create(folder / "key", "test"), second_place=folder / "second",
         say=lambda agent, text: said.append(f"{agent}: {text}"),
     )  # fmt: skip
 
 
 @contextmanager
-def staged(folder: Path, *, seed: int = 0, **changes: object) -> Iterator[Stage]:
+def staged(folder: Path, *, seed: int = 0, truth: Truth | None = None, **changes: object) -> Iterator[Stage]:
     """A world with one model, and a crew that has not begun."""
     spec = example_spec(**changes)  # type: ignore[arg-type]
     world = World(folder / "world", seed=seed)
-    world.add(spec)
+    world.add(spec, truth)
     said: list[str] = []
     (folder / "second").mkdir()
     stage = Stage(

