@@ -55,6 +55,14 @@ def judge(situation: Situation, reading: dict[str, Any]) -> Move:
             return Wait(until=None, waits_for=f"a person: {situation.step} is done at the source, not here")
 
 
+def begun(intent: CommittedIntent, platform: Platform) -> bool:
+    """Whether the world shows this very effect. A look at data leaves nothing behind and is simply taken again."""
+    if intent.kind != "quarantine_data":
+        return False
+    days = {str(day) for day in intent.args["days"]}  # type: ignore[union-attr]
+    return days <= set(platform.outcomes.quarantined(intent.model))
+
+
 def perform(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
     """Carry out one committed action of data validation under its key."""
     match intent.kind:

@@ -18,6 +18,9 @@ from tools.metrics import window
 from tools.ports import Platform, Route, ServiceSample
 
 _Sample = dict[str, JsonValue]
+HELD_BY_EDIT = "a person: somebody took traffic off the candidate by hand"
+LOOK_AGAIN = timedelta(minutes=1)
+"""A version under traffic is looked at this often: a fault or a foreign edit does not wait for the end of a dwell."""
 
 
 def read(situation: Situation, platform: Platform) -> dict[str, Any]:
@@ -28,9 +31,12 @@ def read(situation: Situation, platform: Platform) -> dict[str, Any]:
         "revision": route.revision if route else "",
         "route_key": route.key if route else None,
         "endpoints": {e.version: e.ready for e in platform.servers.list(situation.model)},
-        "samples": samples(platform, situation.model, list(route.weights) if route else []),
+        "samples": {},
     }
     rollout = situation.rollout
+    if rollout is not None and rollout.body.get("samples") and route is not None:
+        # Before the first shift there is nothing to compare: a metrics outage must not stop the staging.
+        reading["samples"] = samples(platform, situation.model, list(route.weights))
     if rollout is not None and situation.step == "run_ab_test" and rollout.phase == "ab_test":
         reading["arms"] = read_arms(situation, platform)
     return reading
@@ -88,14 +94,20 @@ def _judge_foreign_edit(situation: Situation, reading: dict[str, Any]) -> Move |
     if not expected or kind == "none":
         return None
     details: dict[str, JsonValue] = {"expected": dict(expected), "observed": reading["weights"]}
+    reason = f"somebody raised version {rollout.candidate}'s share; put it back"
     if kind == "lowered":
-        return Learned(
-            topic="foreign_edit",
-            verdict="lowered",
-            summary=f"Somebody took traffic off version {rollout.candidate}; the rollout holds until a person answers.",
-            facts={"held_by_edit": True},
-            details=details,
-        )
+        if situation.facts.get("held_by_edit"):
+            return Wait(until=None, waits_for=HELD_BY_EDIT)
+        if situation.facts.get("edit_answered") != reading["revision"]:
+            return Learned(
+                topic="foreign_edit",
+                verdict="lowered",
+                summary=f"Somebody took traffic off version {rollout.candidate}; the rollout holds until a person answers.",
+                # A resume takes `held_by_edit` away and leaves the revision: that edit is answered, a later one is not.
+                facts={"held_by_edit": True, "edit_answered": reading["revision"]},
+                details=details,
+            )
+        reason = f"a person lets the rollout go on: version {rollout.candidate} gets its share back"
     args: dict[str, JsonValue] = {
         "rollout": rollout.id,
         "version": rollout.candidate,
@@ -103,7 +115,7 @@ def _judge_foreign_edit(situation: Situation, reading: dict[str, Any]) -> Move |
         "after": situation.last_traffic_key,
         "corrects": reading["revision"],
     }
-    move = proposal(situation, "deployment", args, f"somebody raised version {rollout.candidate}'s share; put it back")
+    move = proposal(situation, "deployment", args, reason)
     return move.model_copy(
         update={"proposal": move.proposal.model_copy(update={"args": args, "kind": "shift_traffic"})}
     )
@@ -114,7 +126,7 @@ def _judge_canary(situation: Situation, reading: dict[str, Any]) -> Move:
     assert rollout is not None
     step = int(rollout.body.get("step", -1))  # type: ignore[arg-type]
     if not reading["endpoints"].get(rollout.candidate, False):
-        return _not_ready(situation)
+        return _not_ready(situation, has_traffic=step >= 0)
     if step >= 0:
         waiting = _wait_or_analysis(situation, reading)
         if waiting is not None:
@@ -132,9 +144,17 @@ def _judge_canary(situation: Situation, reading: dict[str, Any]) -> Move:
     )
 
 
-def _not_ready(situation: Situation) -> Move:
+def _not_ready(situation: Situation, *, has_traffic: bool) -> Move:
+    """Without traffic there is time to become ready; with traffic, every request to the version fails."""
     rollout = situation.rollout
     assert rollout is not None
+    if has_traffic:
+        return Learned(
+            topic="analysis",
+            verdict="failed",
+            summary=f"The server of version {rollout.candidate} is not ready while it takes traffic.",
+            facts={"canary_failed": True},
+        )
     since = datetime.fromisoformat(str(rollout.body.get("since", rollout.started_at.isoformat())))
     if situation.now < since + situation.spec.rollout.deadline:
         return Wait(
@@ -153,13 +173,14 @@ def _wait_or_analysis(situation: Situation, reading: dict[str, Any]) -> Move | N
     rollout, spec = situation.rollout, situation.spec
     assert rollout is not None
     since = datetime.fromisoformat(str(rollout.body["since"]))
-    if situation.now < machine.dwell_ends(spec, since):
-        return Wait(until=machine.dwell_ends(spec, since), waits_for="the dwell of the canary step")
     analysis = analysis_since(situation, reading, candidate=rollout.candidate, stable=str(rollout.stable))
+    ends = machine.dwell_ends(spec, since)
+    if analysis.verdict != "fail" and situation.now < ends:
+        return Wait(until=min(ends, situation.now + LOOK_AGAIN), waits_for="the dwell of the canary step")
     if analysis.verdict == "pass":
         return None
     if analysis.verdict == "no_data" and situation.now < since + spec.rollout.deadline:
-        return Wait(until=situation.now + spec.rollout.dwell, waits_for=f"data: {analysis.reasons[0]}")
+        return Wait(until=situation.now + LOOK_AGAIN, waits_for=f"data: {analysis.reasons[0]}")
     verdict = "failed" if analysis.verdict == "fail" else "inconclusive"
     return Learned(
         topic="analysis",
@@ -195,6 +216,8 @@ def _judge_ab_test(situation: Situation, reading: dict[str, Any]) -> Move:
     rollout, spec = situation.rollout, situation.spec
     assert rollout is not None
     since = datetime.fromisoformat(str(rollout.body["since"]))
+    if not reading["endpoints"].get(rollout.candidate, False):
+        return _not_ready(situation, has_traffic=True)
     analysis = analysis_since(situation, reading, candidate=rollout.candidate, stable=str(rollout.stable))
     if analysis.verdict == "fail":
         return Learned(
@@ -211,7 +234,8 @@ def _judge_ab_test(situation: Situation, reading: dict[str, Any]) -> Move:
             summary="The arms do not hold the share of entities that was asked for; the result is not read.",
             facts={"canary_failed": True, "ab_verdict": "undecided"}, details=details,
         )  # fmt: skip
-    at_horizon = situation.now >= since + spec.rollout.ab_test.horizon
+    horizon = since + spec.rollout.ab_test.horizon
+    at_horizon = situation.now >= horizon
     if verdict == "worse" or (verdict != "better" and at_horizon and spec.outcomes == "affected"):
         return Learned(
             topic="ab_test",
@@ -220,8 +244,32 @@ def _judge_ab_test(situation: Situation, reading: dict[str, Any]) -> Move:
             facts={"canary_failed": True, "ab_verdict": verdict},
             details=details,
         )
-    if verdict == "undecided" and not at_horizon:
-        return Wait(until=situation.now + spec.monitoring.block, waits_for="labelled outcomes of both arms")
+    # Where only `better` promotes, an equivalent pair of arms may still part before the horizon.
+    if verdict != "better" and not at_horizon and (verdict == "undecided" or spec.outcomes == "affected"):
+        return Wait(until=situation.now + LOOK_AGAIN, waits_for="labelled outcomes of both arms")
+    if analysis.verdict == "no_data":
+        return _without_metrics(situation, horizon, analysis)
+    return _ab_cleared(situation, reading, verdict, details)
+
+
+def _without_metrics(situation: Situation, horizon: datetime, analysis: machine.Analysis) -> Move:
+    """Outcomes would let the version through, but nobody saw its service: that is no pass, and it holds with a deadline."""
+    rollout = situation.rollout
+    assert rollout is not None
+    if situation.now < horizon + situation.spec.rollout.deadline:
+        return Wait(until=situation.now + LOOK_AGAIN, waits_for=f"data: {analysis.reasons[0]}")
+    return Learned(
+        topic="ab_test",
+        verdict="inconclusive",
+        summary=f"The service of version {rollout.candidate} could not be measured by the deadline: {analysis.reasons[0]}.",
+        facts={"canary_failed": True, "ab_verdict": "undecided"},
+        details=analysis.details(),
+    )
+
+
+def _ab_cleared(situation: Situation, reading: dict[str, Any], verdict: str, details: dict[str, JsonValue]) -> Move:
+    rollout = situation.rollout
+    assert rollout is not None
     final = "undecided_at_horizon" if verdict == "undecided" else verdict
     return Learned(
         topic="ab_test",
@@ -230,8 +278,9 @@ def _judge_ab_test(situation: Situation, reading: dict[str, Any]) -> Move:
         facts={
             "ab_verdict": final,
             "ab_cleared": True,
-            "sample_ratio_ok": True,
-            "ab_samples": min(int(n) for n in reading["arms"]["rows"].values()),
+            # Without a single labelled day the ratio was not looked at.
+            "sample_ratio_ok": bool(reading["arms"]["losses"]),
+            "ab_samples": min((int(n) for n in reading["arms"]["rows"].values()), default=0),
         },
         details=details,
     )
@@ -338,6 +387,15 @@ def _judge_rollback(situation: Situation, reading: dict[str, Any]) -> Move:
 
 def _rollout_id(situation: Situation) -> str:
     return situation.rollout.id if situation.rollout is not None else ""
+
+
+def begun(intent: CommittedIntent, platform: Platform) -> bool:
+    """Whether the route, a server or an alias bears the key: then the effect exists, at least in part, and is completed."""
+    if platform.mesh.find(intent.key) is not None:
+        return True
+    if intent.kind in ("stage_version", "retire_version", "restart_server"):
+        return platform.servers.find(intent.key) is not None
+    return platform.registry.find(intent.key) is not None
 
 
 def perform(intent: CommittedIntent, platform: Platform) -> ActionOutcome:

@@ -39,6 +39,11 @@ def features_digest(situation: Situation) -> str:
     return digest([feature.model_dump(mode="json") for feature in situation.spec.features])
 
 
+def begun(intent: CommittedIntent, platform: Platform) -> bool:  # noqa: ARG001 - every agent answers this question
+    """Measuring features leaves nothing behind: it is simply done again."""
+    return False
+
+
 def perform(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
     """Measure every declared feature over the window: a feature without a single value cannot be learned from."""
     if intent.kind != "engineer_features":

@@ -236,6 +236,11 @@ def judge_step(situation: Situation, reading: dict[str, Any]) -> Move:  # noqa: 
             return Wait(until=None, waits_for=f"the monitoring agent has no move for {situation.step}")
 
 
+def begun(intent: CommittedIntent, platform: Platform) -> bool:  # noqa: ARG001 - every agent answers this question
+    """A message cannot be looked up: one that may have been lost is said again, under the same key."""
+    return False
+
+
 def perform(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
     """Tell somebody; holding and resuming change our own state, which the loop writes with the verification."""
     match intent.kind:

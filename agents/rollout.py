@@ -8,6 +8,7 @@ candidate onto the canary without its gates).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -54,18 +55,19 @@ def dwell_ends(spec: ModelSpec, since: datetime) -> datetime:
 def analyse(spec: ModelSpec, *, candidate: ServiceWindow | None, stable: ServiceWindow | None) -> Analysis:
     """Compare the candidate's service metrics with the champion's over the same window.
 
-    No data is neither a pass nor a failure. A candidate that answers nothing but errors is judged even where the
-    champion had no traffic.
+    No data is neither a pass nor a failure, and a number that is none is no data. A candidate that answers nothing but
+    errors is judged even where the champion had no traffic.
     """
     bounds = spec.rollout
+
+    def no_data(reason: str) -> Analysis:
+        return Analysis(verdict="no_data", reasons=(reason,), candidate=candidate, stable=stable)
+
     if candidate is None or candidate.n_requests < bounds.minimum_requests:
         seen = 0 if candidate is None else candidate.n_requests
-        return Analysis(
-            verdict="no_data",
-            reasons=(f"the candidate answered {seen} of the {bounds.minimum_requests} requests that a verdict needs",),
-            candidate=candidate,
-            stable=stable,
-        )
+        return no_data(f"the candidate answered {seen} of the {bounds.minimum_requests} requests that a verdict needs")
+    if _spoilt(candidate) or (stable is not None and _spoilt(stable)):
+        return no_data("a service metric is not a number")
     reasons: list[str] = []
     stable_errors = stable.error_ratio if stable is not None and stable.n_requests else 0.0
     if candidate.error_ratio > stable_errors + bounds.max_error_ratio:
@@ -85,13 +87,12 @@ def analyse(spec: ModelSpec, *, candidate: ServiceWindow | None, stable: Service
                 f"p99 {candidate.p99_ms:.1f} ms against {stable.p99_ms:.1f} ms, above the limit of {limit:.1f} ms"
             )
     elif not reasons:
-        return Analysis(
-            verdict="no_data",
-            reasons=("the champion answered too few requests to compare latency with",),
-            candidate=candidate,
-            stable=stable,
-        )
+        return no_data("the champion answered too few requests to compare latency with")
     return Analysis(verdict="fail" if reasons else "pass", reasons=tuple(reasons), candidate=candidate, stable=stable)
+
+
+def _spoilt(window: ServiceWindow) -> bool:
+    return any(math.isnan(value) for value in (window.error_ratio, window.p50_ms or 0.0, window.p99_ms or 0.0))
 
 
 def foreign_edit(

@@ -210,6 +210,13 @@ def _number(value: Any) -> str:
     return "not measurable" if value is None else f"{float(value):.4f}"
 
 
+def begun(intent: CommittedIntent, platform: Platform) -> bool:
+    """Whether a pipeline run or a registered version bears the key."""
+    if intent.kind == "register_candidate":
+        return platform.registry.find(intent.key) is not None
+    return platform.pipelines.find(intent.key) is not None
+
+
 def perform(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
     """Carry out one committed training action under its key."""
     if intent.kind == "register_candidate":

@@ -31,7 +31,7 @@ INK = "#010203"
 SERVED, NEVER, ALWAYS = "#2f7ed8", "#8a8f98", "#d98200"
 GOOD, BAD = "#2a9d5c", "#d04545"
 _VERSION_COLOURS = ("#2f7ed8", "#d98200", "#2a9d5c", "#a55fc4", "#c4568a", "#4aa3b5", "#9a8a2f", "#d0665a")
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "steadyhand", "font.family": "sans-serif", "font.size": 10,
     "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
     "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
@@ -161,9 +161,10 @@ def decisions_plot(points: Sequence[LanePoint]) -> Plot:
 
 
 def _dates(axes: Any) -> None:
-    locator = mdates.AutoDateLocator(minticks=4, maxticks=12)
+    untyped: Any = mdates
+    locator = untyped.AutoDateLocator(minticks=4, maxticks=12)
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator, tz="UTC"))
+    axes.xaxis.set_major_formatter(untyped.ConciseDateFormatter(locator, tz="UTC"))
 
 
 def _plot(title: str, alt: str, draw: Callable[[Any], None], *, height: float) -> Plot:

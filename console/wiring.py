@@ -32,7 +32,7 @@ def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Pla
     ports = {name: getattr(spec.serving, "port", 0) for name, spec in specs.items()}
     mesh = EnvoyMesh(home, ports=ports)
     return Platform(
-        pipelines=LocalPipelines(home),
+        pipelines=LocalPipelines(home, tracking_uri=workspace.settings.mlflow_tracking_uri),
         registry=MlflowModels.open(home, workspace.settings.mlflow_tracking_uri),
         servers=LocalServers(home),
         mesh=mesh,

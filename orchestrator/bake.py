@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from agents import rollout as machine
 from agents.deployment import sample_from, sample_json
-from orchestrator.crew import Crew, observe
+from orchestrator.crew import Crew, observe, tell
+from orchestrator.runs import call_off, loss_alarm
 from state import store
-from state.rows import DetectorRow, RolloutRow, RunRow
+from state.rows import RolloutRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
-from tools.drift.performance import EDetector
 from tools.metrics import ServiceWindow, window
 
 
@@ -20,21 +19,28 @@ def watch_bake(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
     """Judge every baking rollout of the model once a tick; returns whether one ended its bake, well or badly."""
     with crew.db.transaction() as conn:
         baking = [r for r in store.select(conn, RolloutRow, model=spec.model, status="running") if r.phase == "bake"]
-    ended = [_judge(crew, spec, row, fence) for row in baking]
-    return any(ended)
+    changed = [_judge(crew, spec, row, fence) for row in baking]
+    return any(changed)
 
 
 def _judge(crew: Crew, spec: ModelSpec, row: RolloutRow, fence: Fence) -> bool:
+    endpoint = crew.platform.servers.get(spec.model, row.candidate)
     analysis = machine.analyse(spec, candidate=_since_promotion(crew, row), stable=_baseline(row))
     ends = datetime.fromisoformat(str(row.body["since"])) + spec.rollout.bake
     with crew.db.transaction() as conn:
         reasons = list(analysis.reasons) if analysis.verdict == "fail" else []
-        if _loss_alarm(conn, spec, row.candidate):
+        if loss_alarm(conn, spec.model, row.candidate):
             reasons.append("the loss detector of the new champion alarmed")
+        if endpoint is None or not endpoint.ready:
+            reasons.append("the server of the new champion is not ready")
         if reasons:
-            _failed(crew, conn, spec, row, reasons, analysis.details(), fence)
-            return True
-        if crew.clock.now() < ends or analysis.verdict == "no_data":
+            why = f"it fails in its bake window: {'; '.join(reasons)}"
+            return call_off(crew, conn, row, why, details=analysis.details())
+        if crew.clock.now() < ends:
+            return False
+        if analysis.verdict == "no_data":
+            if crew.clock.now() >= ends + spec.rollout.deadline:
+                _cannot_be_judged(crew, conn, row, analysis.reasons[0])
             return False
         row.phase, row.status, row.finished_at = "completed", "completed", crew.clock.now()
         store.put(conn, row, fence=fence)
@@ -53,21 +59,11 @@ def _judge(crew: Crew, spec: ModelSpec, row: RolloutRow, fence: Fence) -> bool:
     return True
 
 
-def _failed(
-    crew: Crew, conn: Connection, spec: ModelSpec, row: RolloutRow, reasons: list[str], details: dict[str, Any],
-    fence: Fence,
-) -> None:  # fmt: skip
-    """The run that promoted it takes it off again; its facts say so, and the planner does the rest."""
-    run = _run_of(conn, spec, row)
-    if run is None or run.facts.get("canary_failed"):
-        return
-    run.facts |= {"canary_failed": True, "traffic_on_champion": False, "rolled_back": False}
-    run.facts |= {"story": "; ".join(reasons), "healthy_champion_known": True, "version_staged": True}
-    run.status, run.wake_at = "ready", None
-    store.put(conn, run, fence=fence)
-    observe(
-        crew, conn, model=spec.model, topic="analysis", verdict="failed", actor='Agent::"deployment"', run_id=run.id,
-        summary=f"Version {row.candidate} fails in its bake window: {'; '.join(reasons)}.", details=details,
+def _cannot_be_judged(crew: Crew, conn: Connection, row: RolloutRow, reason: str) -> None:
+    """No data holds: both versions stay where they are, and a person is told once."""
+    tell(
+        crew, conn, key=f"bake/{row.id}", title=f"{row.model}: version {row.candidate} cannot be judged in its bake window",
+        text=f"{reason}. Version {row.stable} stays warm until there is data.",
     )  # fmt: skip
 
 
@@ -91,8 +87,3 @@ def _baseline(row: RolloutRow) -> ServiceWindow | None:
     if not isinstance(value, dict):
         return None
     return window(sample_from(value["before"]), sample_from(value["after"]))
-
-
-def _loss_alarm(conn: Connection, spec: ModelSpec, version: str) -> bool:
-    row = store.get(conn, DetectorRow, f"{spec.model}/loss/{version}")
-    return row is not None and EDetector.from_state(row.state).alarm

@@ -32,13 +32,23 @@ REMEDY_COOLDOWN = timedelta(days=14)
 
 
 def policy_context(
-    crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, proposal: Proposal, *, approved_by: list[str]
+    crew: Crew,
+    conn: Connection,
+    run: RunRow,
+    spec: ModelSpec,
+    proposal: Proposal,
+    *,
+    approved_by: list[str],
+    own_key: str | None = None,
 ) -> dict[str, ContextValue]:
-    """The whole Cedar context for one proposal."""
+    """The whole Cedar context for one proposal.
+
+    `own_key` names the action itself where the ledger holds it already: it must not count against itself.
+    """
     given: dict[str, GivenValue] = {
         "approved_by": approved_by,
         **_people(conn, run, spec, proposal),
-        **_ledger_counts(crew, conn, proposal),
+        **_ledger_counts(crew, conn, proposal, own_key),
         **_judgements(conn, run, spec),
         **_data(crew, conn, spec, proposal),
         **_rollout(crew, conn, spec, proposal),
@@ -70,9 +80,9 @@ def autonomy(spec: ModelSpec, kind: ActionKind) -> str:
     return spec.autonomy.get(kind) or spec.autonomy.get(CATALOGUE[kind].group) or "auto"
 
 
-def _ledger_counts(crew: Crew, conn: Connection, proposal: Proposal) -> dict[str, GivenValue]:
+def _ledger_counts(crew: Crew, conn: Connection, proposal: Proposal, own_key: str | None) -> dict[str, GivenValue]:
     now = crew.clock.now()
-    actions = store.select(conn, ActionRow, model=proposal.model)
+    actions = [a for a in store.select(conn, ActionRow, model=proposal.model) if a.id != own_key]
     effects = [a for a in actions if CATALOGUE[a.kind].group != "read"]
 
     def recent(rows: list[ActionRow], span: timedelta, *kinds: ActionKind) -> list[ActionRow]:
@@ -146,7 +156,8 @@ LABEL_READERS = frozenset({"backtest_recipe", "train_candidates", "recalibrate",
 
 
 def _data(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) -> dict[str, GivenValue]:
-    given: dict[str, GivenValue] = {"in_freeze_window": False, "minimum_rows": minimum_rows(spec)}
+    frozen = any(freeze.start <= crew.clock.now() < freeze.end for freeze in spec.freezes)
+    given: dict[str, GivenValue] = {"in_freeze_window": frozen, "minimum_rows": minimum_rows(spec)}
     if proposal.kind in LABEL_READERS:
         given |= _labels(crew, conn, spec)
     if proposal.kind == "quarantine_data":

@@ -85,12 +85,16 @@ def _serving_fault(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis |
         broken.append("the champion's server does not answer its health check")
     if symptoms.error_ratio is not None and symptoms.error_ratio > MAX_ERROR_RATIO:
         broken.append(f"{symptoms.error_ratio:.1%} of the champion's answers are errors")
-    if broken:
+    if broken and not symptoms.candidate_serving:
         return Diagnosis(
             cause="serving_fault", evidence_for=tuple(broken), evidence_against=(),
             alternatives={"bad_release": "it is the champion that fails, not a candidate"},
         )  # fmt: skip
-    ruled_out["serving_fault"] = "the champion's server is ready and its errors are below 5 %"
+    ruled_out["serving_fault"] = (
+        f"{broken[0]}, but it is younger than its bake window and its predecessor stands warm"
+        if broken
+        else "the champion's server is ready and its errors are below 5 %"
+    )
     return None
 
 
@@ -106,6 +110,14 @@ def _bad_release(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | N
             evidence_for=("the loss alarm began while a new version was taking traffic",),
             evidence_against=(),
             alternatives={"concept_drift": "the previous version is the first remedy; drift is judged after it"},
+        )
+    errors = symptoms.error_ratio is not None and symptoms.error_ratio > MAX_ERROR_RATIO
+    if symptoms.candidate_serving and (symptoms.server_ready is False or errors):
+        return Diagnosis(
+            cause="bad_release",
+            evidence_for=("the server of a version younger than its bake window fails",),
+            evidence_against=(),
+            alternatives=dict(ruled_out),
         )
     ruled_out["bad_release"] = "no version younger than its bake window takes traffic"
     return None

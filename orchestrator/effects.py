@@ -22,7 +22,11 @@ JUDGED = frozenset(
     {"canary_passed", "ab_cleared", "gates_evaluated", "gates_cleared", "training_justified", "fault_contained"}
 )
 """Facts that an agent's judgement establishes, not the mere success of an action."""
-TRAFFIC = frozenset({"shift_traffic", "run_ab_test", "promote", "rollback", "stage_version", "retire_version"})
+RECURRING = frozenset(
+    {"shift_traffic", "run_ab_test", "promote", "rollback", "stage_version", "retire_version", "restart_server",
+     "hold", "resume"}
+)  # fmt: skip
+"""Effects that may rightly happen again: each names the one before it, so that a repetition is a new action."""
 
 
 def apply_verified(
@@ -34,7 +38,7 @@ def apply_verified(
         run.facts[name] = False
     for name in declared.makes - JUDGED:
         run.facts[name] = True
-    if intent.kind in TRAFFIC:
+    if intent.kind in RECURRING:
         store.put(conn, SwitchRow(id=f"traffic/{intent.model}", body={"key": intent.key}), fence=fence)
     _SPECIFIC.get(intent.kind, _nothing)(crew, conn, run, intent, outcome, fence)
     run.body["pinned"] = {}
@@ -135,9 +139,12 @@ def _staged(
 ) -> None:
     row = _rollout(conn, intent)
     if row is not None:
+        weights = cast(dict[str, int], outcome.observed.get("weights", {}))
         row.phase = "staged"
-        row.body |= {"step": -1, "weights": outcome.observed.get("weights", {}), "since": crew.clock.now().isoformat()}
+        row.body |= {"step": -1, "weights": weights, "since": crew.clock.now().isoformat()}  # type: ignore[dict-item]
         store.put(conn, row, fence=fence)
+        if row.stable is not None:
+            run.facts["traffic_on_champion"] = weights.get(row.candidate) == 0
 
 
 def _shifted(
@@ -148,7 +155,7 @@ def _shifted(
         return
     if "corrects" not in intent.args:
         row.body["step"] = int(str(row.body.get("step", -1))) + 1
-    row.phase = "canary"
+        row.phase = "canary"
     _note_weights(crew, conn, row, outcome, fence)
 
 
@@ -218,7 +225,7 @@ def _rolled_back(
 ) -> None:
     row = _rollout(conn, intent)
     if row is not None:
-        row.status, row.phase, row.finished_at = "rolled_back", "rolled_back", crew.clock.now()
+        _leave(crew, row, run)
         _note_weights(crew, conn, row, outcome, fence)
     champion = DetectorRow(
         id=f"{intent.model}/champion", model=intent.model,
@@ -228,6 +235,21 @@ def _rolled_back(
     if known is None or known.state.get("version") != intent.args["to"]:
         store.put(conn, champion, fence=fence)
     run.facts["retire"] = intent.args["version"]
+
+
+def _leave(crew: Crew, row: RolloutRow, run: RunRow) -> None:
+    row.status = "superseded" if run.facts.get("superseded") else "rolled_back"
+    row.phase, row.finished_at = "rolled_back", crew.clock.now()
+
+
+def _retired(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    """A candidate that leaves before it ever had traffic ends its rollout as well."""
+    row = _rollout(conn, intent)
+    if row is not None and row.status == "running" and row.candidate == intent.args["version"]:
+        _leave(crew, row, run)
+        store.put(conn, row, fence=fence)
 
 
 def _quarantined(
@@ -266,6 +288,7 @@ _SPECIFIC = {
     "run_ab_test": _tested,
     "promote": _promoted,
     "rollback": _rolled_back,
+    "retire_version": _retired,
     "quarantine_data": _quarantined,
     "hold": _held,
     "resume": _held,

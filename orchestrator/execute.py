@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from pydantic import JsonValue
 
@@ -10,12 +12,15 @@ from agents import data_validation, deployment, feature_engineering, monitoring,
 from orchestrator.actions import CATALOGUE
 from orchestrator.crew import Crew, agent_uid, tell
 from orchestrator.effects import apply_verified
+from orchestrator.gate import ask_again
+from orchestrator.runs import end_run
 from state import ledger, store
 from state.decisions import ActionChanged
 from state.errors import RetryableError, StaleRevision, TerminalError
 from state.ledger import CommittedIntent
-from state.plans import ActionOutcome, ActionState, AgentName
-from state.rows import RunRow
+from state.plans import ActionKind, ActionOutcome, ActionState, AgentName
+from state.rows import ActionRow, RunRow
+from state.spec import ModelSpec
 from state.store import Connection, Fence
 from tools.ports import Platform
 
@@ -26,8 +31,20 @@ PERFORM: dict[AgentName, Callable[[CommittedIntent, Platform], ActionOutcome]] =
     "deployment": deployment.perform,
     "monitoring": monitoring.perform,
 }
+BEGUN: dict[AgentName, Callable[[CommittedIntent, Platform], bool]] = {
+    "data_validation": data_validation.begun,
+    "feature_engineering": feature_engineering.begun,
+    "training": training.begun,
+    "deployment": deployment.begun,
+    "monitoring": monitoring.begun,
+}
 MAX_RETRIES = 20
 """Unavailable answers in a row before the effect counts as `unknown` and a person is called."""
+MAX_FAILURES = 3
+"""Recorded failures in a row before the run gives up and a person is called."""
+SETTLE_AGAIN = timedelta(hours=1)
+"""How often an unknown effect is looked up anew."""
+log = logging.getLogger(f"steadyhand.{__name__}")
 
 
 def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence) -> ActionOutcome:
@@ -38,7 +55,7 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
     """
     with crew.db.transaction() as conn:
         row = ledger.get(conn, intent.key)
-        if row is not None and row.state == "intended":
+        if row is not None and row.state in ("intended", "unknown"):
             _mark(crew, conn, run, intent, "acting", ActionOutcome(status="running"), fence)
     try:
         outcome = PERFORM[CATALOGUE[intent.kind].agent](intent, crew.platform)
@@ -57,11 +74,40 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
             # The agents read the target back before they say `done`: what they saw is the verification.
             _mark(crew, conn, run, intent, "verified", outcome, fence)
             apply_verified(crew, conn, run, intent, outcome, fence=fence)
+            run.body.pop("failures", None)
         elif outcome.status == "unknown":
-            _call_a_person(crew, conn, intent, outcome.message)
+            _call_a_person(crew, conn, run, intent, outcome.message)
+        else:
+            _note_failure(crew, conn, run, intent.kind, outcome.message, fence)
         run.body.pop("retries", None)
         store.put(conn, run, fence=fence)
     return outcome
+
+
+def _note_failure(crew: Crew, conn: Connection, run: RunRow, kind: ActionKind, message: str, fence: Fence) -> None:
+    """A recorded failure raises the attempt; after three in a row the same remedy is not tried again."""
+    failures = int(str(run.body.get("failures", 0))) + 1
+    run.body["failures"], run.body["pinned"] = failures, {}
+    crew.say(CATALOGUE[kind].agent, f"{kind.replace('_', ' ')} failed: {message}")
+    if failures >= MAX_FAILURES:
+        text = f"{kind} failed {failures} times, last with: {message}"
+        tell(crew, conn, key=f"failures/{run.id}/{kind}", title=f"{run.model} needs a person", text=text)
+        give_up(crew, conn, run, "escalated", text, fence=fence)
+        return
+    run.status, run.waits_for = "waiting", f"another attempt at {kind}"
+    run.wake_at = crew.clock.now() + timedelta(hours=1)
+
+
+def give_up(crew: Crew, conn: Connection, run: RunRow, outcome: str, story: str, *, fence: Fence) -> None:
+    """End the run as `outcome`; a version that it has brought into the route leaves it first."""
+    run.facts["story"] = story
+    done = run.facts.get("serving_better_model") or run.facts.get("canary_failed")
+    if run.facts.get("version_staged") and not done:
+        run.facts |= {"canary_failed": True, "gave_up": outcome}
+        run.status, run.wake_at, run.waits_for = "ready", None, ""
+        store.put(conn, run, fence=fence)
+        return
+    end_run(crew, conn, run, outcome, fence=fence)
 
 
 def _retry_later(crew: Crew, run: RunRow, intent: CommittedIntent, message: str, fence: Fence) -> ActionOutcome:
@@ -73,14 +119,16 @@ def _retry_later(crew: Crew, run: RunRow, intent: CommittedIntent, message: str,
         if status == "unknown":
             outcome = ActionOutcome(status="unknown", message=message)
             _mark(crew, conn, run, intent, "unknown", outcome, fence)
-            _call_a_person(crew, conn, intent, message)
+            _call_a_person(crew, conn, run, intent, message)
+            run.body.pop("retries", None)
         store.put(conn, run, fence=fence)
     if status == "unknown":
         return ActionOutcome(status="unknown", message=message)
     return ActionOutcome(status="running", message=message, observed={"unavailable": True})
 
 
-def _call_a_person(crew: Crew, conn: Connection, intent: CommittedIntent, message: str) -> None:
+def _call_a_person(crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, message: str) -> None:
+    run.body["settle_at"] = (crew.clock.now() + SETTLE_AGAIN).isoformat()
     tell(
         crew, conn, key=f"unknown/{intent.key}", title=f"{intent.model}: the effect of {intent.kind} is unknown",
         text=f"{message}. Risky actions on this model stop until it is settled.",
@@ -116,17 +164,57 @@ def brief(observed: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return {name: value for name, value in observed.items() if name not in ("blocks", "reference_blocks", "importance")}
 
 
-def recover(crew: Crew, model: str, runs: dict[str, RunRow], *, fence: Fence) -> list[str]:
-    """Settle the actions that an earlier process left open; returns the keys that are still under way."""
+def recover(crew: Crew, spec: ModelSpec, runs: dict[str, RunRow], *, fence: Fence) -> list[str]:
+    """Settle the actions that an earlier process left open; returns the keys that are still under way.
+
+    The outside world is looked at first, by key: what is there is adopted and completed, what is not there is done
+    only if policy still allows it, and what cannot be looked up stays as it is.
+    """
     with crew.db.transaction() as conn:
-        rows = [a for a in ledger.open_actions(conn, model) if a.state in ("intended", "acting", "done")]
-        intents = [(row, ledger.reopen(conn, row.id, fence)) for row in rows]
+        rows = ledger.open_actions(conn, spec.model)
     busy: list[str] = []
-    for row, intent in intents:
+    for row in rows:
         run = runs.get(row.run_id or "")
-        if run is None:
+        if run is None or run.status == "finished" or (row.state == "unknown" and not _due(crew, run)):
             continue
-        outcome = carry_out(crew, run, intent, fence=fence)
+        outcome = _settle(crew, spec, run, row, fence)
         if outcome.status == "running":
             busy.append(row.id)
     return busy
+
+
+def _due(crew: Crew, run: RunRow) -> bool:
+    at = run.body.get("settle_at")
+    return at is None or datetime.fromisoformat(str(at)) <= crew.clock.now()
+
+
+def _settle(crew: Crew, spec: ModelSpec, run: RunRow, row: ActionRow, fence: Fence) -> ActionOutcome:
+    with crew.db.transaction() as conn:
+        intent = ledger.reopen(conn, row.id, fence)
+    try:
+        refused = None
+        if not BEGUN[CATALOGUE[row.kind].agent](intent, crew.platform):
+            refused = ask_again(crew, run, spec, row, fence=fence)
+    except RetryableError as exc:
+        if row.state == "unknown":
+            log.warning("the effect of %s is still unknown: %s", row.id, exc)
+            return ActionOutcome(status="unknown", message=str(exc))
+        return _retry_later(crew, run, intent, str(exc), fence)
+    if refused is None:
+        return carry_out(crew, run, intent, fence=fence)
+    return _withdraw(crew, run, row, intent, refused, fence)
+
+
+def _withdraw(
+    crew: Crew, run: RunRow, row: ActionRow, intent: CommittedIntent, refused: str, fence: Fence
+) -> ActionOutcome:  # fmt: skip
+    """An intent without an effect that policy no longer allows ends here; it may be proposed and asked about anew."""
+    outcome = ActionOutcome(status="failed", message=f"policy no longer allows it: {refused}")
+    with crew.db.transaction() as conn:
+        if row.state == "intended":
+            _mark(crew, conn, run, intent, "acting", ActionOutcome(status="running"), fence)
+        _mark(crew, conn, run, intent, "failed", outcome, fence)
+        run.body["pinned"] = {}
+        run.status, run.wake_at, run.waits_for = "ready", None, ""
+        store.put(conn, run, fence=fence)
+    return outcome

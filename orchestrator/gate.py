@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import JsonValue
 
@@ -17,12 +17,15 @@ from state import ledger, log, store
 from state.canonical import action_key, digest
 from state.decisions import ActionDecided, ApprovalChanged
 from state.ledger import CommittedIntent
-from state.plans import Proposal
-from state.rows import ApprovalRow, RunRow
+from state.plans import AgentName, Proposal
+from state.rows import ActionRow, ApprovalRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 
 APPROVAL_TTL = timedelta(days=7)
+UNKNOWN = "the effect of this very action is unknown: it is looked up until it is settled"
+REJECTED = "rejected-by-a-person"
+"""Stands where the id of a policy stands: policy asked, and the answer was no."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ def rule(crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal, *, fence:
         if held is not None:
             if held.state in ("verified", "reverted", "done"):
                 return Ruling(verdict="settled", key=key)
+            if held.state == "unknown":
+                return Ruling(verdict="deny", key=key, rules=("unknown-effects",), reason=UNKNOWN)
             return Ruling(verdict="allow", key=key, intent=ledger.reopen(conn, key, fence))
         approval = _usable_approval(conn, key)
         approved_by = list(approval.roles) if approval is not None else []
@@ -64,6 +69,9 @@ def rule(crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal, *, fence:
             request = _request(spec, proposal, context)
             verdict, approval = crew.policy.decide(request), None
             binding = _binding(crew, proposal, key, context)
+        refused = _rejection(conn, key, binding) if verdict.effect == "needs_approval" else None
+        if refused is not None:
+            verdict = Verdict(effect="deny", rules=(REJECTED,), why=_no(refused))
         decided = _decided(crew, run, proposal, key, request, verdict, approval)
         if verdict.effect == "allow":
             intent = ledger.commit(
@@ -80,6 +88,32 @@ def rule(crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal, *, fence:
             return Ruling(verdict="needs_approval", key=key, reason=verdict.why, rules=verdict.rules)
         _record_denial(conn, run, decided, fence)
         return Ruling(verdict="deny", key=key, reason=verdict.why, rules=verdict.rules)
+
+
+def ask_again(crew: Crew, run: RunRow, spec: ModelSpec, action: ActionRow, *, fence: Fence) -> str | None:
+    """Whether policy still allows a committed action whose effect is nowhere to be seen; why not, or None where it does.
+
+    An approval that the intent used counts for it still, as long as it was given for the facts of now.
+    """
+    proposal = Proposal(
+        kind=action.kind, model=action.model, subject_id=action.subject_id, args=action.args,
+        reason="asked again, because the effect is not there yet", evidence_ids=action.evidence_ids,
+        proposed_by=cast(AgentName, action.agent),
+    )  # fmt: skip
+    with crew.db.transaction() as conn:
+        fence.check(conn)
+        approval = store.get(conn, ApprovalRow, action.approval_id) if action.approval_id else None
+        context = policy_context(
+            crew, conn, run, spec, proposal, approved_by=list(approval.roles) if approval else [], own_key=action.id
+        )
+        request = _request(spec, proposal, context)
+        verdict = crew.policy.decide(request)
+        if approval is not None and approval.binding_sha256 != _binding(crew, proposal, action.id, context):
+            verdict = Verdict(effect="deny", rules=("approval-void",), why="the facts changed since a person approved")
+        if verdict.effect == "allow":
+            return None
+        log.append(conn, _decided(crew, run, proposal, action.id, request, verdict, None))
+    return verdict.why
 
 
 def prior_state(crew: Crew, proposal: Proposal) -> dict[str, JsonValue]:
@@ -157,6 +191,16 @@ def _usable_approval(conn: Connection, key: str) -> ApprovalRow | None:
     return found[-1] if found else None
 
 
+def _rejection(conn: Connection, key: str, binding: str) -> ApprovalRow | None:
+    """A person's no to this very question: it stands until the evidence, the facts or the policy change."""
+    found = store.select(conn, ApprovalRow, action_key=key, status="rejected")
+    return next((row for row in reversed(found) if row.binding_sha256 == binding), None)
+
+
+def _no(row: ApprovalRow) -> str:
+    return f"{row.answered_by or 'a person'} said no" + (f": {row.comment}" if row.comment else "")
+
+
 def _ask(
     crew: Crew,
     conn: Connection,
@@ -199,13 +243,15 @@ def _record_denial(conn: Connection, run: RunRow, decided: ActionDecided, fence:
 
 
 def expire_approvals(crew: Crew, model: str) -> None:
-    """Give every question whose time has passed its declared outcome."""
+    """Give every question whose time has passed its declared outcome; an answer that was never used lapses as well."""
     with crew.db.transaction() as conn:
-        for row in store.select(conn, ApprovalRow, model=model, status="pending"):
+        for row in store.select(conn, ApprovalRow, model=model, status=["pending", "approved"]):
             if crew.clock.now() < row.expires_at:
                 continue
-            if row.on_expiry == "allow":
-                row.answered_by = "expiry"
+            if row.status == "approved":
+                _change_approval(crew, conn, row, "expired", "approved, but not used in time")
+            elif row.on_expiry == "allow":
+                row.answered_by, row.expires_at = "expiry", crew.clock.now() + APPROVAL_TTL
                 _change_approval(crew, conn, row, "approved", "nobody answered; the declared outcome is allow")
             else:
                 _change_approval(crew, conn, row, "expired", "nobody answered in time; the declared outcome is deny")

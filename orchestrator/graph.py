@@ -10,11 +10,12 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -24,8 +25,8 @@ from agents import data_validation, deployment, feature_engineering, monitoring,
 from agents.base import MOVES, Learned, Propose, Situation, Specialist, Wait
 from orchestrator.actions import CATALOGUE
 from orchestrator.crew import Crew, keep_evidence, observe, tell
-from orchestrator.execute import carry_out
-from orchestrator.gate import Ruling, rule
+from orchestrator.execute import carry_out, give_up
+from orchestrator.gate import REJECTED, Ruling, rule
 from orchestrator.planner import NoPlan, plan
 from orchestrator.runs import DENIED_DAYS, Aim, aim, cite, end_run
 from orchestrator.situation import situation_of, true_facts
@@ -36,6 +37,8 @@ from state.rows import RolloutRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 
+GRAPH_VERSION = 1
+"""Stored with every thread; a thread of another version is never resumed, because every tick starts from the rows."""
 SPECIALISTS: dict[AgentName, Specialist] = {
     "data_validation": data_validation.GRAPH,
     "feature_engineering": feature_engineering.GRAPH,
@@ -81,7 +84,7 @@ def plan_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
             return {"step": "", "progressed": True}
         if goal.move == "wait":
             _wait(conn, run, goal.waits_for, goal, desk.fence)
-            return {"step": "", "progressed": False}
+            return {"step": "", "progressed": goal.changed}
         step = _next_step(desk, conn, run, goal)
         if step is None:
             return {"step": "", "progressed": False}
@@ -156,6 +159,8 @@ def authorise_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
         if isinstance(move, Wait):
             wake = Aim(move="wait", waits_for=move.waits_for, wake_at=move.until)
             _wait(conn, run, move.waits_for, wake, desk.fence)
+            if move.waits_for.startswith("a person"):
+                _call_once(desk, conn, run, f"{situation.step} waits for {move.waits_for}")
             return {"proposal": {}, "progressed": False}
         assert isinstance(move, Propose)
         cited = run.body.get("evidence")
@@ -194,13 +199,20 @@ def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, rulin
     now = crew.clock.now()
     if "denied_since" not in run.body:
         crew.say("orchestrator", f"{proposal.kind.replace('_', ' ')} denied: {ruling.reason}")
-    first = str(run.body.setdefault("denied_since", now.isoformat()))
+    first = datetime.fromisoformat(str(run.body.setdefault("denied_since", now.isoformat())))
     if proposal.kind == "promote" and not _passing(ruling):
         run.facts["canary_failed"] = True
         run.facts["story"] = f"promotion denied: {ruling.reason}"
-    elif "same-remedy" in ruling.rules or first <= (now - DENIED_DAYS).isoformat():
-        _call_once(desk, conn, run, f"{proposal.kind} is denied: {ruling.reason}")
-        end_run(crew, conn, run, "escalated", fence=desk.fence)
+    elif REJECTED in ruling.rules:
+        give_up(crew, conn, run, "rejected", ruling.reason, fence=desk.fence)
+        return
+    elif set(ruling.rules) == {"dry-run"}:
+        end_run(crew, conn, run, "dry_run", fence=desk.fence)
+        return
+    elif "same-remedy" in ruling.rules or (first <= now - DENIED_DAYS and not _stopped_by_people(ruling)):
+        text = f"{proposal.kind} is denied: {ruling.reason}"
+        _call_once(desk, conn, run, text)
+        give_up(crew, conn, run, "escalated", text, fence=desk.fence)
         return
     wake = Aim(move="wait", waits_for=f"policy: {ruling.reason}", wake_at=now + timedelta(hours=6))
     _wait(conn, run, wake.waits_for, wake, desk.fence)
@@ -210,6 +222,14 @@ _PASSING = frozenset({"kill-switch", "halted", "model-held", "advise-mode", "one
                       "actions-per-hour", "actions-per-day", "freeze", "freeze-window", "training-on-bad-data",
                       "stale-labels", "one-rollout"})  # fmt: skip
 """Denials that pass by themselves or by a person's hand: the promotion waits rather than fails."""
+
+
+_STOPS = frozenset({"kill-switch", "model-held", "advise-mode", "freeze-window"})
+
+
+def _stopped_by_people(ruling: Ruling) -> bool:
+    """Whether somebody stopped things on purpose: the run waits for as long as they want."""
+    return bool(_STOPS & set(ruling.rules))
 
 
 def _passing(ruling: Ruling) -> bool:
@@ -232,7 +252,8 @@ def _learn(desk: Desk, state: AdvanceState, situation: Situation, move: Learned)
         if move.verdict in ("failed", "worse", "inconclusive"):
             run.facts["story"] = move.summary
         if move.facts.get("held_by_edit"):
-            _wait(conn, run, "a person: somebody took traffic off the candidate by hand", None, desk.fence)
+            _wait(conn, run, deployment.HELD_BY_EDIT, None, desk.fence)
+        if move.facts.get("held_by_edit") or move.verdict in ("inconclusive", "deadline"):
             _call_once(desk, conn, run, move.summary)
         store.put(conn, run, fence=desk.fence)
         observe(
@@ -255,28 +276,10 @@ def act_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
         run = _run(conn, state)
         if outcome.status == "running":
             _wait(conn, run, f"{intent.kind}: {outcome.message}", None, desk.fence)
-        elif outcome.status == "failed":
-            _failed(desk, conn, run, intent.kind, outcome.message)
-        else:
+        elif outcome.status != "failed":
             run.status, run.wake_at, run.waits_for = "ready", None, ""
             store.put(conn, run, fence=desk.fence)
     return {"progressed": outcome.status in ("done", "failed")}
-
-
-MAX_FAILURES = 3
-
-
-def _failed(desk: Desk, conn: Connection, run: RunRow, kind: ActionKind, message: str) -> None:
-    """A recorded failure raises the attempt; after three in a row the same remedy is not tried again."""
-    failures = int(str(run.body.get("failures", 0))) + 1
-    run.body["failures"], run.body["pinned"] = failures, {}
-    desk.crew.say(CATALOGUE[kind].agent, f"{kind.replace('_', ' ')} failed: {message}")
-    if failures >= MAX_FAILURES:
-        _call_once(desk, conn, run, f"{kind} failed {failures} times, last with: {message}")
-        end_run(desk.crew, conn, run, "escalated", fence=desk.fence)
-        return
-    wake = Aim(move="wait", waits_for=f"another attempt at {kind}", wake_at=desk.crew.clock.now() + timedelta(hours=1))
-    _wait(conn, run, wake.waits_for, wake, desk.fence)
 
 
 def _wait(conn: Connection, run: RunRow, waits_for: str, wake: Aim | None, fence: Fence) -> None:
@@ -305,7 +308,7 @@ def open_graph(path: Path) -> Iterator[Graph]:
     connection = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
-        yield build_graph(SqliteSaver(connection))
+        yield build_graph(SqliteSaver(connection, serde=JsonPlusSerializer(allowed_msgpack_modules=[])))
     finally:
         connection.close()
 

@@ -6,19 +6,21 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 from orchestrator.bake import watch_bake
-from orchestrator.crew import Crew
-from orchestrator.execute import recover
+from orchestrator.crew import Crew, tell
+from orchestrator.execute import MAX_RETRIES, recover
 from orchestrator.gate import expire_approvals
-from orchestrator.graph import Desk, Graph
-from orchestrator.triage import cadence_due, cadence_signal, note_cadence, start_cadence, triage
+from orchestrator.graph import GRAPH_VERSION, Desk, Graph
+from orchestrator.triage import cadence_due, cadence_signal, note_cadence, start_cadence, take_in
 from orchestrator.watch import begin, watch
 from state import leases, ledger, store
 from state import log as decision_log
-from state.errors import RetryableError
-from state.rows import OutboxRow, RunRow
+from state.canonical import digest
+from state.errors import RetryableError, ToolRejected
+from state.rows import DetectorRow, OutboxRow, RunRow
 from state.spec import ModelSpec
 from state.store import Fence
 
@@ -42,24 +44,69 @@ def tick(crew: Crew, graph: Graph, spec: ModelSpec) -> Tick:
     fence = lease.fence
     expire_approvals(crew, spec.model)
     runs = _open_runs(crew, spec.model)
-    busy = recover(crew, spec.model, {run.id: run for run in runs}, fence=fence)
+    busy = recover(crew, spec, {run.id: run for run in runs}, fence=fence)
     begin(crew, spec, fence=fence)
-    progressed = triage(crew, spec, watch(crew, spec, fence=fence), fence=fence)
-    progressed |= watch_bake(crew, spec, fence=fence)
-    progressed |= _answer_wins(crew, spec, fence)
+    looks = [
+        _attempt(crew, spec, "watch", lambda: watch(crew, spec, fence=fence)),
+        _attempt(crew, spec, "bake", lambda: watch_bake(crew, spec, fence=fence)),
+        _attempt(crew, spec, "cadence", lambda: _answer_wins(crew, spec, fence)),
+    ]
+    progressed = "progressed" in looks
     with crew.db.transaction() as conn:
-        if cadence_due(crew, conn, spec):
+        if "unavailable" not in looks and cadence_due(crew, conn, spec):
             start_cadence(crew, conn, spec, fence=fence)
             progressed = True
     for run in _open_runs(crew, spec.model):
         if not busy and _awake(run, crew.clock.now()):
-            progressed |= _advance(crew, graph, spec, run, fence)
+            looks.append(_attempt(crew, spec, f"run/{run.id}", partial(_advance, crew, graph, spec, run, fence)))
+            progressed |= looks[-1] == "progressed"
     send_outbox(crew)
     if progressed:
         return Tick(outcome="progressed")
+    if "unavailable" in looks:
+        return Tick(outcome="busy")
     with crew.db.transaction() as conn:
         under_way = any(action.state == "acting" for action in ledger.open_actions(conn, spec.model))
     return Tick(outcome="busy" if under_way else "quiet")
+
+
+Look = Literal["progressed", "still", "unavailable", "stuck"]
+
+
+def _attempt(crew: Crew, spec: ModelSpec, what: str, step: Callable[[], bool]) -> Look:
+    """One part of a tick. An outside system that does not answer holds this part alone; a lasting outage calls a person."""
+    row_id = f"{spec.model}/outage/{what}"
+    try:
+        progressed = step()
+    except RetryableError as exc:
+        return _outage(crew, spec, row_id, str(exc))
+    except ToolRejected as exc:
+        # Reading was refused: asking again at once would be refused again.
+        log.warning("%s of %s is refused: %s", what, spec.model, exc)
+        with crew.db.transaction() as conn:
+            tell(crew, conn, key=f"refused/{row_id}/{digest(str(exc))[:16]}", title=f"{spec.model} needs a person",
+                 text=f"An outside system refuses: {exc}")  # fmt: skip
+        return "stuck"
+    with crew.db.transaction() as conn:
+        known = store.get(conn, DetectorRow, row_id)
+        if known is not None and known.state["n"]:
+            store.put(conn, DetectorRow(id=row_id, model=spec.model, state={"n": 0}), fence=None)
+    return "progressed" if progressed else "still"
+
+
+def _outage(crew: Crew, spec: ModelSpec, row_id: str, message: str) -> Look:
+    """Count answers that did not come; after many in a row nothing is waited for, and a person is told once."""
+    log.warning("%s: %s", row_id, message)
+    with crew.db.transaction() as conn:
+        known = store.get(conn, DetectorRow, row_id)
+        n = int(str(known.state["n"])) + 1 if known is not None else 1
+        since = known.state.get("since") if known is not None and n > 1 else crew.clock.now().isoformat()
+        store.put(conn, DetectorRow(id=row_id, model=spec.model, state={"n": n, "since": since}), fence=None)
+        if n < MAX_RETRIES:
+            return "unavailable"
+        tell(crew, conn, key=f"{row_id}/{since}", title=f"{spec.model}: an outside system does not answer",
+             text=f"No answer {n} times in a row: {message}. What needs it holds until it answers.")  # fmt: skip
+    return "stuck"
 
 
 def let_go(crew: Crew, model: str) -> None:
@@ -102,7 +149,7 @@ def _advance(crew: Crew, graph: Graph, spec: ModelSpec, run: RunRow, fence: Fenc
     thread = f"{run.id}/{run.plan_revision}"
     state = graph.invoke(
         {"run_id": run.id},
-        {"configurable": {"thread_id": thread}},
+        {"configurable": {"thread_id": thread}, "metadata": {"graph_version": GRAPH_VERSION}},
         context=Desk(crew=crew, fence=fence, spec=spec),
         durability="sync",
     )
@@ -131,8 +178,8 @@ def _answer_wins(crew: Crew, spec: ModelSpec, fence: Fence) -> bool:
         signal = cadence_signal(run) if run.subject_kind == "cadence" and not run.body.get("answered") else None
         if signal is None:
             continue
-        triage(crew, spec, [signal], fence=fence)
         with crew.db.transaction() as conn:
+            take_in(crew, conn, spec, signal, fence)
             run.body["answered"] = True
             store.put(conn, run, fence=fence)
         answered = True

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from pydantic import JsonValue
+
 from orchestrator.actions import FactName
 from orchestrator.crew import Crew, observe, tell
 from state import log, store
@@ -14,11 +16,7 @@ from state.goals import Goal
 from state.rows import DetectorRow, GoalRow, IncidentRow, RolloutRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
-
-REMEDIABLE = frozenset(
-    {"covariate_shift_harmful", "covariate_shift_harmless", "concept_drift", "prior_shift", "stale_model",
-     "insufficient_evidence"}
-)  # fmt: skip
+from tools.drift.performance import EDetector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +29,8 @@ class Aim:
     """Resolution where the run ends."""
     waits_for: str = ""
     wake_at: datetime | None = None
+    changed: bool = False
+    """Another run of the model has something to do now because of this one."""
 
 
 def aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
@@ -45,7 +45,7 @@ def aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
         verdict = str(facts.get("paired_verdict", "no_verdict"))
         return Aim(move="end", outcome=verdict) if done else _reach("remedy_known")
     if run.subject_kind == "goal":
-        return _goal_aim(conn, run)
+        return _goal_aim(crew, conn, run, spec)
     return _incident_aim(crew, conn, run, spec)
 
 
@@ -59,7 +59,7 @@ def _after_failure(run: RunRow) -> Aim:
         return _reach("rolled_back", "traffic_on_champion")
     if run.facts.get("version_staged"):
         return _reach("version_retired")
-    return Aim(move="end", outcome="rolled_back")
+    return Aim(move="end", outcome=str(run.facts.get("gave_up", "rolled_back")))
 
 
 def _after_promotion(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
@@ -70,6 +70,9 @@ def _after_promotion(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec)
     if rollout.phase == "bake":
         ends = datetime.fromisoformat(str(rollout.body["since"])) + spec.rollout.bake
         return Aim(move="wait", waits_for="the bake window of the new champion", wake_at=ends)
+    if loss_alarm(conn, spec.model, rollout.candidate):
+        # The same remedy again would be the same thing: a person gets it, with what was tried.
+        return Aim(move="end", outcome="escalated")
     if not run.facts.get("version_retired"):
         return _reach("version_retired")
     return _recovering(crew, run, spec, outcome="recovered")
@@ -87,18 +90,31 @@ def _recovering(crew: Crew, run: RunRow, spec: ModelSpec, *, outcome: str) -> Ai
     return Aim(move="end", outcome=outcome)
 
 
-def _goal_aim(conn: Connection, run: RunRow) -> Aim:
+def loss_alarm(conn: Connection, model: str, version: str) -> bool:
+    """Whether the loss detector of this version has alarmed."""
+    row = store.get(conn, DetectorRow, f"{model}/loss/{version}")
+    return row is not None and EDetector.from_state(row.state).alarm
+
+
+def _goal_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
     row = store.get(conn, GoalRow, run.subject_id)
     if row is None or row.status != "active":
         return Aim(move="end", outcome="withdrawn")
     goal = Goal.model_validate(row.goal)
     if goal.intent == "maintain":
         return _reach("serving_better_model")
+    running = store.select(conn, RolloutRow, model=run.model, status="running")
+    others = [rollout for rollout in running if rollout.id != run.body.get("rollout_id")]
+    if goal.intent == "rollback":
+        return _rollback_aim(crew, conn, run, spec, others)
+    if goal.intent in ("deploy", "promote"):
+        first = _make_way(crew, conn, run, str(goal.version), others)
+        if first is not None:
+            return first
     wanted: dict[str, tuple[FactName, ...]] = {
         "retrain": ("serving_better_model",),
         "deploy": ("serving_better_model",),
         "promote": ("serving_better_model",),
-        "rollback": ("rolled_back", "traffic_on_champion"),
         "investigate": ("remedy_known",),
         "validate": ("data_validated",),
         "compare": ("gates_evaluated",),
@@ -109,6 +125,73 @@ def _goal_aim(conn: Connection, run: RunRow) -> Aim:
     if all(run.facts.get(name) for name in names):
         return Aim(move="end", outcome="achieved")
     return _reach(*names)
+
+
+def _rollback_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, running: list[RolloutRow]) -> Aim:
+    """A rollback by hand calls off what is under way; without a rollout, it puts strayed traffic back on the champion."""
+    goal: tuple[FactName, ...] = ("rolled_back", "traffic_on_champion")
+    if all(run.facts.get(name) for name in goal):
+        return Aim(move="end", outcome="achieved")
+    if running:
+        run.facts["called_off"] = True
+        changed = call_off(crew, conn, running[0], "a person rolls it back")
+        return Aim(move="wait", waits_for=f"version {running[0].candidate} to leave the traffic", changed=changed)
+    if run.facts.get("called_off"):
+        return Aim(move="end", outcome="achieved")
+    route = crew.platform.mesh.read(spec.model)
+    champion = store.get(conn, DetectorRow, f"{spec.model}/champion")
+    if route is None or champion is None or route.weights.get(str(champion.state["version"])) == 100:
+        return Aim(move="end", outcome="nothing_to_roll_back")
+    return _reach(*goal)
+
+
+def _make_way(crew: Crew, conn: Connection, run: RunRow, version: str, running: list[RolloutRow]) -> Aim | None:
+    """What has to happen before a person's version can start: None where nothing stands in its way."""
+    champion = store.get(conn, DetectorRow, f"{run.model}/champion")
+    is_champion = champion is not None and str(champion.state["version"]) == version
+    for rollout in running:
+        if rollout.phase == "bake" and not is_champion:
+            return Aim(move="wait", waits_for=f"version {rollout.candidate} to end its bake window")
+        if rollout.candidate == version and not is_champion:
+            return Aim(move="wait", waits_for=f"version {version}, which is on its way already")
+        if rollout.phase != "bake":
+            why = f"a person wants version {version}"
+            changed = call_off(crew, conn, rollout, why, superseded=True)
+            return Aim(move="wait", waits_for=f"version {rollout.candidate} to leave the traffic", changed=changed)
+    if is_champion and not run.body.get("rollout_id"):
+        return Aim(move="end", outcome="achieved")
+    return None
+
+
+def call_off(
+    crew: Crew,
+    conn: Connection,
+    rollout: RolloutRow,
+    why: str,
+    *,
+    superseded: bool = False,
+    details: dict[str, JsonValue] | None = None,
+) -> bool:
+    """Let the run of a rollout take its version off again: its facts say so, and the planner does the rest.
+
+    Returns whether that changed anything.
+    """
+    runs = store.select(conn, RunRow, model=rollout.model, status=["ready", "waiting"])
+    run = next((run for run in runs if run.body.get("rollout_id") == rollout.id), None)
+    if run is None or run.facts.get("canary_failed"):
+        return False
+    run.facts |= {"canary_failed": True, "rolled_back": False, "healthy_champion_known": True, "story": why}
+    if rollout.phase == "bake":
+        run.facts |= {"traffic_on_champion": False, "version_staged": True}
+    if superseded:
+        run.facts["superseded"] = True
+    run.status, run.wake_at, run.waits_for = "ready", None, ""
+    store.put(conn, run, fence=None)
+    observe(
+        crew, conn, model=rollout.model, topic="analysis", verdict="failed", actor='Agent::"deployment"', run_id=run.id,
+        summary=f"Version {rollout.candidate} is taken off: {why}.", details=details,
+    )  # fmt: skip
+    return True
 
 
 def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
@@ -125,6 +208,12 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
             if not facts.get("serving_healthy"):
                 return _reach("serving_healthy")
             return _recovering(crew, run, spec, outcome="recovered")
+        case "bad_release":
+            # The rollout's own run takes the version off: this one sees to it that health comes back.
+            running = store.select(conn, RolloutRow, model=run.model, status="running")
+            if running:
+                return Aim(move="wait", waits_for=f"version {running[0].candidate} to be taken off")
+            return _recovering(crew, run, spec, outcome="rolled_back")
         case _:
             return _world_aim(run, spec)
 
@@ -150,6 +239,11 @@ def end_run(crew: Crew, conn: Connection, run: RunRow, outcome: str, *, fence: F
     run.status, run.outcome, run.finished_at = "finished", outcome, crew.clock.now()
     run.wake_at, run.waits_for = None, ""
     store.put(conn, run, fence=fence)
+    rollout = store.get(conn, RolloutRow, str(run.body.get("rollout_id", "")))
+    if rollout is not None and rollout.status == "running":
+        # Nobody walks it on: it must not stand in the way of the next one.
+        rollout.status, rollout.finished_at = "failed", crew.clock.now()
+        store.put(conn, rollout, fence=fence)
     if run.subject_kind == "incident":
         incident = store.get(conn, IncidentRow, run.subject_id)
         if incident is not None and incident.status == "open":
@@ -161,13 +255,18 @@ def end_run(crew: Crew, conn: Connection, run: RunRow, outcome: str, *, fence: F
 def close_incident(
     crew: Crew, conn: Connection, incident: IncidentRow, run: RunRow, resolution: str, *, fence: Fence
 ) -> None:
-    """Close with a resolution; a signal that closed as `not_remediable` stays quiet until it has grown."""
+    """Close with a resolution; a symptom of the world that was answered so stays quiet until it has grown.
+
+    A fault never does: data or a server that breaks again is a new fault.
+    """
     incident.status, incident.resolution, incident.closed_at = "closed", resolution, crew.clock.now()
     store.put(conn, incident, fence=fence)
-    if resolution in ("not_remediable", "rolled_back", "escalated"):
+    if resolution in ("not_remediable", "rolled_back", "escalated", "rejected") and incident.signal in MEASURED:
+        champion = store.get(conn, DetectorRow, f"{incident.model}/champion")
         quiet = DetectorRow(
             id=f"{incident.model}/quiet/{incident.signal}", model=incident.model,
-            state={"size": incident.body.get("size", 0.0), "incident": incident.id},
+            state={"size": incident.body.get("size", 0.0), "incident": incident.id,
+                   "champion": champion.state["version"] if champion is not None else None},
         )  # fmt: skip
         store.put(conn, quiet, fence=fence)
     sentence = CLOSING.get(resolution, f"closed as {resolution}")
@@ -191,15 +290,18 @@ CLOSING = {
     "not_remediable": "degraded or drifted, but not remediable by retraining; the champion stays",
     "quarantined": "the faulty days are out of training and judgement, and the data has been sound since",
     "rolled_back": "the candidate was taken off; the champion serves",
-    "escalated": "policy does not let the remedy be repeated; a person has the history",
+    "escalated": "the remedy did not help or may not be repeated; a person has the history",
+    "rejected": "a person said no to the remedy; the champion stays",
 }
+MEASURED = frozenset({"loss_alarm", "major_drift", "challenger_better"})
+"""Signals with a size: they may be answered, and come back only when they have grown."""
 
 
 def _end_goal(crew: Crew, conn: Connection, run: RunRow, outcome: str, fence: Fence) -> None:
     goal = store.get(conn, GoalRow, run.subject_id)
     if goal is None or goal.standing or goal.status != "active":
         return
-    goal.status = "achieved" if outcome in ("achieved", "recovered", "first_champion") else "failed"
+    goal.status = "achieved" if outcome in ("achieved", "recovered", "first_champion", "dry_run") else "failed"
     goal.outcome = outcome
     store.put(conn, goal, fence=fence)
     observe(

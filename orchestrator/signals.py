@@ -17,5 +17,7 @@ class Signal(BaseModel):
     block: str | None = None
     size: float = 0.0
     """How large the departure is; a signal that closed as not remediable stays quiet until it has grown."""
+    floor: float = 0.10
+    """How much more than that counts as grown, in the unit of `size`."""
     details: dict[str, Any] = {}
     evidence_ids: list[str] = []

@@ -17,19 +17,9 @@ from state.rows import DetectorRow, DiagnosisRow, GoalRow, IncidentRow, RolloutR
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 
-DRIFT_FLOOR = 0.10
-"""How much a drift that was not remediable must grow before it opens an incident again."""
 
-
-def triage(crew: Crew, spec: ModelSpec, signals: list[Signal], *, fence: Fence) -> bool:
-    """Open or join an incident for every signal; returns whether anything was written."""
-    for signal in signals:
-        with crew.db.transaction() as conn:
-            _take_in(crew, conn, spec, signal, fence)
-    return bool(signals)
-
-
-def _take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence: Fence) -> None:
+def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence: Fence) -> None:
+    """Open or join an incident for a signal, or leave it alone; joins the transaction that remembers the signal."""
     if _quiet(conn, spec, signal):
         observe(
             crew, conn, model=spec.model, topic="left_alone", verdict="quiet", actor='Agent::"monitoring"',
@@ -57,8 +47,12 @@ def _take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fenc
 
 
 def _quiet(conn: Connection, spec: ModelSpec, signal: Signal) -> bool:
+    """Whether this champion's signal was answered before and has not grown by another floor since."""
     known = store.get(conn, DetectorRow, f"{spec.model}/quiet/{signal.name}")
-    return known is not None and signal.size <= float(str(known.state.get("size", 0.0))) + DRIFT_FLOOR
+    champion = store.get(conn, DetectorRow, f"{spec.model}/champion")
+    if known is None or champion is None or known.state.get("champion") != champion.state["version"]:
+        return False
+    return signal.size <= float(str(known.state.get("size", 0.0))) + signal.floor
 
 
 def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -> Symptoms:

@@ -14,7 +14,7 @@ from agents.monitoring import Measured, Watch, decode_profile, look, reference_p
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.signals import Signal
-from orchestrator.triage import days_of_block
+from orchestrator.triage import days_of_block, take_in
 from state import store
 from state.profile import Profile, merge
 from state.rows import BlockRow, DetectorRow
@@ -38,18 +38,21 @@ class Cursor:
     """Start of the drift window that is filling."""
 
 
-def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> list[Signal]:
-    """Measure every complete block and every matured outcome since the last look; raise what stands out."""
+def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
+    """Measure every complete block and every matured outcome since the last look; returns whether something stood out.
+
+    What a look saw, what it raised and where the next one starts are stored together: a kill loses no signal.
+    """
     champion = champion_of(crew, spec.model)
     if champion is None:
-        return []
-    signals: list[Signal] = []
+        return False
+    stood_out = False
     while True:
         with crew.db.transaction() as conn:
             cursor = _cursor(crew, conn, spec)
             step = _next_look(crew, conn, spec, champion, cursor)
         if step is None:
-            return signals
+            return stood_out
         measured, raised = look(step, crew.platform)
         with crew.db.transaction() as conn:
             found = [_signal(item) for item in raised]
@@ -61,7 +64,9 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> list[Signal]:
                 cursor.outcomes = step.outcomes_until
             found += _judge_drift(crew, conn, spec, champion, cursor, fence)
             _save_cursor(conn, spec, cursor, fence)
-        signals += found
+            for signal in found:
+                take_in(crew, conn, spec, signal, fence)
+        stood_out |= bool(found)
 
 
 def _signal(item: dict[str, Any]) -> Signal:
@@ -159,7 +164,10 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
 def _judge_losses(
     crew: Crew, conn: Connection, spec: ModelSpec, champion: str, measured: Measured, fence: Fence
 ) -> list[Signal]:
-    """Feed the champion's matured blocks to its detector, quarantined days left out; alarm once per alarm."""
+    """Feed the champion's matured blocks to its detector, quarantined days left out.
+
+    An alarm is raised once, and again where the blocks since then are worse by another floor.
+    """
     losses = measured.losses.get(champion, {})
     if not losses:
         return []
@@ -168,25 +176,47 @@ def _judge_losses(
     if detector is None:
         return []
     bad = set(crew.platform.outcomes.quarantined(spec.model))
-    was_alarmed = detector.alarm
     detector.update_all({block: loss for block, loss in losses.items() if not bad & set(days_of_block(block, spec))})
     state: dict[str, Any] = dict(detector.state())
     store.put(conn, DetectorRow(id=f"{spec.model}/loss/{champion}", model=spec.model, state=state), fence=fence)
-    if not detector.alarm or was_alarmed:
-        return []
-    recent = [float(str(r.body["loss"])) for r in store.select(conn, BlockRow, model=spec.model, topic="loss",
-              order="block", newest_first=True, limit=7) if r.body.get("version") == champion]  # fmt: skip
-    mean = float(np.mean(recent)) if recent else detector.reference.null
-    return [
-        Signal(
-            name="loss_alarm",
-            text=f"{spec.objective.metric} loss {mean:.4f} over the last {len(recent)} blocks against a reference of "
-            f"{detector.reference.mean:.4f} (tolerated: {detector.reference.null:.4f})",
-            size=mean - detector.reference.mean,
-            details={"loss": mean, "reference": detector.reference.mean, "null": detector.reference.null,
-                     "log_e": detector.log_e},
-        )
-    ]  # fmt: skip
+    signal = _alarm(conn, spec, champion, detector, bad, fence) if detector.alarm else None
+    return [signal] if signal is not None else []
+
+
+ALARM_BLOCKS = 7
+
+
+def _alarm(
+    conn: Connection, spec: ModelSpec, champion: str, detector: EDetector, bad: set[str], fence: Fence
+) -> Signal | None:
+    """The signal of an alarmed detector; None where the same alarm was raised before and has not grown since."""
+    reference = detector.reference
+    known = store.get(conn, DetectorRow, f"{spec.model}/alarm/{champion}")
+    rows = store.select(conn, BlockRow, model=spec.model, topic="loss", order="block", newest_first=True, limit=28)
+    ours = [r for r in rows if r.body.get("version") == champion and not bad & set(days_of_block(r.block, spec))]
+    newest = ours[0].block if ours else ""
+    if known is not None:
+        # Growth is judged on a whole window of newer blocks, so that one slow fall is one signal.
+        ours = [r for r in ours if r.block > str(known.state["block"])]
+        if len(ours) < ALARM_BLOCKS:
+            return None
+    recent = [float(str(r.body["loss"])) for r in ours[:ALARM_BLOCKS]]
+    mean = float(np.mean(recent)) if recent else reference.null
+    size, floor = mean - reference.mean, reference.null - reference.mean
+    if known is not None and size <= float(str(known.state["size"])) + floor:
+        return None
+    raised = DetectorRow(
+        id=f"{spec.model}/alarm/{champion}", model=spec.model, state={"size": size, "block": newest}
+    )  # fmt: skip
+    store.put(conn, raised, fence=fence)
+    return Signal(
+        name="loss_alarm",
+        text=f"{spec.objective.metric} loss {mean:.4f} over the last {len(recent)} blocks against a reference of "
+        f"{reference.mean:.4f} (tolerated: {reference.null:.4f})",
+        size=size,
+        floor=floor,
+        details={"loss": mean, "reference": reference.mean, "null": reference.null, "log_e": detector.log_e},
+    )
 
 
 def _new_detector(conn: Connection, spec: ModelSpec, champion: str) -> EDetector | None:

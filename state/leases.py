@@ -10,6 +10,8 @@ from state.database import insert
 from state.errors import StaleRevision
 from state.tables import leases
 
+_EPOCH = sa.select(leases.c.epoch).where(leases.c.scope == sa.bindparam("scope")).with_for_update()
+
 
 @dataclass(frozen=True, slots=True)
 class Fence:
@@ -25,9 +27,7 @@ class Fence:
             StaleRevision: the lease has passed to a newer epoch; stop.
         """
         # The row lock makes a takeover wait: checked here means true at commit.
-        found = conn.execute(
-            sa.select(leases.c.epoch).where(leases.c.scope == self.scope).with_for_update()
-        ).scalar_one_or_none()
+        found = conn.execute(_EPOCH, {"scope": self.scope}).scalar_one_or_none()
         if found != self.epoch:
             raise StaleRevision(f"lease {self.scope!r} is in epoch {found}, not {self.epoch}: another worker has it")
 

@@ -29,6 +29,11 @@ PAGE = 2_000
 # One appender at a time on PostgreSQL; on SQLite the write transaction itself is that lock.
 POSTGRES_LOCK = 0x57EAD2
 
+# Built once: building them takes longer than running them.
+_KNOWN = sa.select(decisions.c.idx).where(decisions.c.decision_id == sa.bindparam("decision_id"))
+_SIZE = sa.select(sa.func.coalesce(sa.func.max(decisions.c.idx) + 1, 0))
+_INSERT = sa.insert(decisions)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
@@ -44,20 +49,19 @@ def append(conn: sa.Connection, decision: Decision) -> int:
     """
     if conn.dialect.name == "postgresql":
         conn.execute(sa.select(sa.func.pg_advisory_xact_lock(POSTGRES_LOCK)))
-    known = sa.select(decisions.c.idx).where(decisions.c.decision_id == decision.decision_id)
-    stored = conn.execute(known).scalar_one_or_none()
-    if stored is not None:
-        return int(stored)
+    known = conn.execute(_KNOWN, {"decision_id": decision.decision_id}).scalar_one_or_none()
+    if known is not None:
+        return int(known)
     leaf = leaf_bytes(decision)
     index = size(conn)
     values = {name: getattr(decision, name) for name in COLUMNS}
-    conn.execute(sa.insert(decisions).values(idx=index, leaf=leaf, leaf_sha256=leaf_hash(leaf).hex(), **values))
+    conn.execute(_INSERT, {"idx": index, "leaf": leaf, "leaf_sha256": leaf_hash(leaf).hex(), **values})
     return index
 
 
 def size(conn: sa.Connection) -> int:
     """Number of records, which is the next index."""
-    return int(conn.execute(sa.select(sa.func.coalesce(sa.func.max(decisions.c.idx) + 1, 0))).scalar_one())
+    return int(conn.execute(_SIZE).scalar_one())
 
 
 def leaf_bytes(decision: Decision) -> bytes:

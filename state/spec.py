@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 Metric: TypeAlias = Literal[
     "accuracy", "precision", "recall", "f1", "roc_auc", "pr_auc", "log_loss", "rmse", "mae",
@@ -149,6 +149,8 @@ class ManagedServing(SpecPart):
     """Port of the route; 0 takes a free one."""
     decision_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     out_of_range: Literal["flag", "refuse"] = "flag"
+    output_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
+    """`fraud` adds `fraud_probability` and `fraud_prediction` to every answer of `/predict`."""
 
 
 class EndpointServing(SpecPart):
@@ -201,6 +203,20 @@ class Rollout(SpecPart):
         return steps
 
 
+class Freeze(SpecPart):
+    """A stretch of domain time, `end` excluded, in which nothing changes but for a rollback or a hold."""
+
+    start: AwareDatetime
+    end: AwareDatetime
+    why: str = ""
+
+    @model_validator(mode="after")
+    def _forward(self) -> Self:
+        if self.end <= self.start:
+            raise ValueError(f"end {self.end.isoformat()} is not after start {self.start.isoformat()}")
+        return self
+
+
 class MlflowRegistry(SpecPart):
     kind: Literal["mlflow"] = "mlflow"
     tracking_uri: str | None = None
@@ -244,6 +260,7 @@ class ModelSpec(SpecPart):
     rollout: Rollout = Rollout()
     registry: MlflowRegistry = MlflowRegistry()
     delivery: Delivery = DirectDelivery()
+    freezes: list[Freeze] = []
     autonomy: dict[str, Autonomy] = {}
     """Action or action group (`reversible`, `risky`) to autonomy; what is not named is `auto`."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from state.canonical import digest
 from state.errors import InputError
 from state.spec import ModelSpec, RecipeTraining
 from tools.drift.performance import block_of
@@ -110,19 +111,30 @@ def recipe_of(spec: ModelSpec) -> RecipeTraining:
     )
 
 
+def recipe_sha256(spec: ModelSpec) -> str:
+    """Digest of what training does: the recipe, the features and the objective."""
+    return digest(
+        {
+            "training": spec.training.model_dump(mode="json"),
+            "features": [feature.model_dump(mode="json") for feature in spec.features],
+            "objective": spec.objective.model_dump(mode="json"),
+        }
+    )
+
+
 def frame_sha256(frame: pl.DataFrame) -> str:
     """Digest of the rows of `frame` in their order, alike whatever wrote the file that held them."""
-    digest = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name in sorted(frame.columns):
         series = frame[name]
-        digest.update(f"{name}\n".encode())
+        hasher.update(f"{name}\n".encode())
         if series.dtype.is_temporal():
-            digest.update(series.cast(pl.Datetime("us", "UTC")).to_physical().to_numpy().tobytes())
+            hasher.update(series.cast(pl.Datetime("us", "UTC")).to_physical().to_numpy().tobytes())
         elif series.dtype.is_numeric() or series.dtype == pl.Boolean:
-            digest.update(series.cast(pl.Float64).fill_null(np.nan).to_numpy().tobytes())
+            hasher.update(series.cast(pl.Float64).fill_null(np.nan).to_numpy().tobytes())
         else:
-            digest.update("\x02".join(series.cast(pl.Utf8).fill_null("\x00").to_list()).encode())
-    return digest.hexdigest()
+            hasher.update("\x02".join(series.cast(pl.Utf8).fill_null("\x00").to_list()).encode())
+    return hasher.hexdigest()
 
 
 def check_frame(frame: pl.DataFrame, spec: ModelSpec, *, n_classes: int) -> dict[str, int | float]:

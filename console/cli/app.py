@@ -11,7 +11,6 @@ from console import services
 from console.cli import audit, run
 from console.cli.options import Home, Json, settings_of
 from console.cli.output import out, print_json, table
-from console.init import init_spec
 from console.specs import load_spec
 from console.workspace import Workspace, open_workspace
 from state.errors import InputError
@@ -54,6 +53,8 @@ def init(
     json: Json = False,
 ) -> None:
     """Read a data file and write a commented model spec for it."""
+    from console.init import init_spec
+
     result = init_spec(
         file, out=out_file, label=label, time=time, metric=_metric(metric), entity=entity, model=model, overwrite=force
     )  # fmt: skip
@@ -190,7 +191,10 @@ def halt(
         services.set_halt(workspace, not release, reason)
     finally:
         workspace.close()
-    print_json({"halted": not release}) if json else out.print("released" if release else "halted")
+    if json:
+        print_json({"halted": not release})
+    else:
+        out.print("released" if release else "halted")
 
 
 @app.command(epilog="Example: steady hold flights --reason 'campaign week'")

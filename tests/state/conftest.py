@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -41,21 +42,36 @@ def postgres_server(postgres_folder: Path) -> Iterator[sa.Engine]:
         # Nothing here outlives the tests, and hundreds of small databases would wait for the disk.
         conn.exec_driver_sql("alter system set fsync = off")
         conn.exec_driver_sql("select pg_reload_conf()")
+        conn.exec_driver_sql("create database upgraded")
+    with Database.open(address.set(database="upgraded").render_as_string(hide_password=False)) as template:
+        template.upgrade()
     yield engine
     engine.dispose()
     server.cleanup()
 
 
+@pytest.fixture(scope="session")
+def upgraded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with our tables."""
+    path = tmp_path_factory.mktemp("upgraded") / "steady.db"
+    with Database.open(f"sqlite:///{path}") as template:
+        template.upgrade()
+    return path
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Address of an empty database."""
+    """Address of an empty database, or of an upgraded one where the test asks for `db`."""
+    upgraded = "db" in request.fixturenames
     if request.param == "sqlite":
+        if upgraded:
+            shutil.copy(request.getfixturevalue("upgraded_file"), tmp_path / "steady.db")
         yield f"sqlite:///{tmp_path}/steady.db"
         return
     server: sa.Engine = request.getfixturevalue("postgres_server")
     name = f"t{IDS.new_id().replace('-', '')}"
     with server.connect() as conn:
-        conn.exec_driver_sql(f"create database {name}")
+        conn.exec_driver_sql(f"create database {name} template {'upgraded' if upgraded else 'template1'}")
     yield server.url.set(database=name).render_as_string(hide_password=False)
     with server.connect() as conn:
         conn.exec_driver_sql(f"drop database {name} with (force)")
@@ -63,9 +79,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def db(url: str) -> Iterator[Database]:
-    """An empty, upgraded database."""
+    """A database with our tables and nothing in them."""
     with Database.open(url) as database:
-        database.upgrade()
         yield database
 
 

@@ -26,7 +26,9 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 class LocalPipelines:
     """`Pipelines` under `<root>/pipelines/<key>/`."""
 
-    def __init__(self, root: Path, *, python: str = sys.executable) -> None:
+    def __init__(self, root: Path, *, tracking_uri: str | None = None, python: str = sys.executable) -> None:
+        """`tracking_uri` None tracks in the MLflow embedded in `root`."""
+        self._tracking_uri = tracking_uri
         self._root = root.absolute()
         self._python = python
         self._started: dict[str, int] = {}
@@ -44,7 +46,7 @@ class LocalPipelines:
             if existing is not None:
                 return existing
             self._clear(directory)
-            parameters = complete_parameters(request, {"root": str(self._root), "key": key})
+            parameters = complete_parameters(request, {"root": str(self._root), "key": key, "tracking_uri": self._tracking_uri})
             body = {"pipeline": request.pipeline, "model": request.model, "parameters": parameters}
             write_json(directory / "request.json", body)
             self._start(directory, key)

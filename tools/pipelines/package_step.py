@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from state.bins import fit_bins
-from state.canonical import digest
 from state.contract import Contract
 from state.profile import Profile, write_reference
 from state.spec import ManagedServing, ModelSpec
@@ -17,7 +16,7 @@ from tools.onnx_session import OPSET
 from tools.packaging import write_package
 from tools.pipelines.step_files import FACTS, load_features, load_rows, read_json
 from tools.tracking import TrackedRun, Tracking
-from tools.training_rows import recipe_of
+from tools.training_rows import recipe_of, recipe_sha256
 
 
 def package_model(
@@ -45,28 +44,24 @@ def package_model(
     facts, training = read_json(Path(rows) / FACTS), read_json(Path(model) / "training.json")
     evaluated = read_json(Path(evaluation) / "evaluation.json")
     lineage = {
-        "data_sha256": facts["data_sha256"],
-        "trained_from": facts["trained_from"],
-        "trained_until": facts["trained_until"],
-        "recipe_sha256": digest(recipe_of(declared).model_dump(mode="json")),
+        **{name: facts[name] for name in ("data_sha256", "trained_from", "trained_until")},
+        "recipe_sha256": recipe_sha256(declared),
         "key": key,
     }
     package = _write_package(declared, rows=rows, features=features, model=model, lineage=lineage, out=out)
-    outputs = {
+    outputs = {**_outputs(facts, training, evaluated), "package_sha256": package}
+    params = _parameters(declared, facts, training)
+    tracked = TrackedRun(model=declared.model, key=key, params=params, outputs=outputs, package=Path(out))
+    return json.dumps({**outputs, "mlflow_run_id": tracking.track(tracked), "package": out})
+
+
+def _outputs(facts: dict[str, Any], training: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
+    return {
         **{name: facts[name] for name in ("n_rows", "data_sha256", "trained_from", "trained_until")},
         **{name: training[name] for name in ("candidates", "chosen", "cv", "importance", "onnx_parity_error")},
         **{name: evaluated[name] for name in ("metrics", "gates", "holdout_rows")},
         "reference_blocks": training["cv_blocks"] + evaluated["holdout_blocks"],
-        "package_sha256": package,
     }
-    tracked = TrackedRun(
-        model=declared.model,
-        key=key,
-        params=_parameters(declared, facts, training),
-        outputs=outputs,
-        package=Path(out),
-    )
-    return json.dumps({**outputs, "mlflow_run_id": tracking.track(tracked), "package": out})
 
 
 def _write_package(spec: ModelSpec, *, rows: str, features: str, model: str, lineage: dict[str, Any], out: str) -> str:
@@ -85,6 +80,7 @@ def _write_package(spec: ModelSpec, *, rows: str, features: str, model: str, lin
         out_of_range=spec.serving.out_of_range if isinstance(spec.serving, ManagedServing) else "flag",
         time=spec.data.time,
         entity=tuple(spec.data.entity),
+        output_prefix=spec.serving.output_prefix if isinstance(spec.serving, ManagedServing) else None,
         lineage=lineage,
         profile_sha256=hashlib.sha256(profile).hexdigest(),
         opset=OPSET,

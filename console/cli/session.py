@@ -1,0 +1,158 @@
+"""What `steady up` and `steady demo` do once their options are read."""
+
+from __future__ import annotations
+
+import signal
+import time
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.progress import Progress
+
+from console import demo as flights_demo
+from console.cli.output import err, out, print_json, say
+from console.report import write_report
+from console.settings import Settings
+from console.specs import load_spec
+from console.summary import Summary, render_text, summarise
+from console.up import (
+    Running,
+    Window,
+    first_champion,
+    live,
+    parse_time,
+    replay,
+    shut_down,
+    start_model,
+)
+from console.workspace import open_workspace
+from state.errors import InputError
+from tools.data import WorkspaceData
+
+
+def run_up(
+    spec: Path,
+    *,
+    replay_from: str | None,
+    until: str | None,
+    html: Path | None,
+    keep_running: bool,
+    ticks: int | None,
+    json: bool,
+    settings: Settings,
+) -> None:
+    """Bring the model of `spec` up, live or on a replay, and run the loop until its end.
+
+    Raises:
+        InputError: the spec, an option or the data is wrong; nothing was begun.
+    """
+    loaded = load_spec(spec)
+    window = _asked_window(replay_from, until)
+    begun = time.monotonic()
+    _end_on_term()
+    workspace = open_workspace(settings, create=True)
+    try:
+        running = start_model(workspace, loaded, window=window, say=say)
+        try:
+            first_champion(running)
+            if window is None:
+                live(running, loaded, ticks=ticks)
+                return
+            window = clip(running, window)
+            run_replay(running, window, hooks=[])
+            finish(running, window, seconds=time.monotonic() - begun, json=json, html=html)
+        finally:
+            shut_down(running, keep=keep_running)
+    finally:
+        workspace.close()
+
+
+def run_demo(*, full: bool, fresh: bool, keep_running: bool, html: Path | None, json: bool, settings: Settings) -> None:
+    """The flights of 2013, with both injected acts."""
+    begun = time.monotonic()
+    _end_on_term()
+    if fresh:
+        flights_demo.remove(settings)
+    workspace = open_workspace(settings, create=True)
+    try:
+        loaded = load_spec(flights_demo.prepare_files(settings, say))
+        window = flights_demo.window(full)
+        running = start_model(workspace, loaded, window=window, say=say)
+        try:
+            first_champion(running)
+            run_replay(running, window, hooks=flights_demo.hooks(running))
+            finish(running, window, seconds=time.monotonic() - begun, json=json, html=html)
+        finally:
+            shut_down(running, keep=keep_running)
+    finally:
+        workspace.close()
+
+
+def _asked_window(replay_from: str | None, until: str | None) -> Window | None:
+    """The window of `--replay` and `--until`; None for live operation."""
+    if replay_from is None:
+        if until is not None:
+            raise InputError("--until needs --replay", remedy="Give the first date with --replay")
+        return None
+    start = parse_time(replay_from, "--replay")
+    end = parse_time(until, "--until") if until is not None else datetime.max.replace(tzinfo=start.tzinfo)
+    if end <= start:
+        raise InputError(
+            f"--until {until} is not after --replay {replay_from}: the window is empty", remedy="Give a later --until"
+        )
+    return Window(start=start, end=end)
+
+
+def _end_on_term() -> None:
+    """SIGTERM ends us as Ctrl-C does: with servers and Envoy stopped and the lease given back."""
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def clip(running: Running, window: Window) -> Window:
+    """The window, ended where the data ends."""
+    last = WorkspaceData(running.workspace.home).traffic_end(running.spec.model)
+    if last is None:
+        raise InputError(
+            f"{running.spec.model}: no row lies after {window.start:%Y-%m-%d}",
+            remedy="Give an earlier date with --replay",
+        )
+    block = running.spec.monitoring.block
+    n_blocks = -((window.start - last) // block)
+    return Window(start=window.start, end=min(window.end, window.start + n_blocks * block))
+
+
+def run_replay(running: Running, window: Window, *, hooks: list[Any]) -> None:
+    """Replay with a progress bar on standard error."""
+    total = max((window.end - window.start) / running.spec.monitoring.block, 1)
+    with Progress(console=err, transient=True) as progress:
+        task = progress.add_task("replay", total=total)
+
+        def on_block(at: datetime, n_rows: int) -> None:
+            done = (at - window.start) / running.spec.monitoring.block
+            progress.update(task, completed=done, description=f"{at:%Y-%m-%d} ({n_rows} rows)")
+
+        replay(running, window, hooks=hooks, on_block=on_block)
+
+
+def finish(running: Running, window: Window, *, seconds: float, json: bool, html: Path | None) -> Summary:
+    """The summary of a replay: printed, and written as an HTML report."""
+    say("orchestrator", "measuring the two controls: never retrained, always retrained")
+    summary = summarise(
+        running.workspace, running.spec.model, start=window.start, end=window.end, platform=running.platform,
+        progress=lambda text: say("controls", text), wall_seconds=seconds,
+    )  # fmt: skip
+    path = html or running.workspace.home / "report.html"
+    write_report(running.workspace, summary, path)
+    if json:
+        print_json(summary.model_dump(mode="json"))
+    else:
+        for part in render_text(summary):
+            out.print(part)
+        out.print(f"HTML report: {path}", markup=False)
+    return summary
