@@ -32,6 +32,12 @@ UNPARSABLE = 0.01
 RETYPED = 0.05
 NEW_LEVELS = (0.01, 0.25)
 UNSEEN_FACTOR = 3.0
+WORDS = {
+    "missing_step": "without a value",
+    "not_finite": "not finite",
+    "unparsable": "unreadable",
+    "retyped": "of another type",
+}
 MOSTLY_EMPTY = 0.9
 """Missing share of the emptiest earlier block from which on an empty block is no surprise."""
 NEW_LEVEL_ROWS = 5
@@ -226,7 +232,7 @@ def _check_values(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -
     ):
         step = _step(hits, rows, earlier, history.n_rows)
         share = int(hits[0]) / int(rows[0])
-        detail = f"{share:.1%} of rows, {step:.1%} more than in any earlier block"
+        detail = f"{share:.1%} of rows {WORDS[kind]}, {step:.1%} more than in any earlier block"
         checks.rule(kind, name, value=step, limits=(warn, hard), detail=detail)
     if day.status("out_of_bounds").any() or _is_bounded(day):
         share = int(day.status("out_of_bounds")[0]) / max(int(day.n_valid[0]), 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from pydantic import JsonValue
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -94,7 +96,10 @@ def _fit(rows: Rows, spec: ModelSpec) -> FittedModel:
         hidden_layer_sizes=(WIDTH, WIDTH), max_iter=2, tol=1.0, n_iter_no_change=1, random_state=SEED
     )
     estimator = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler(), network)
-    estimator.fit(matrix, label)
+    with warnings.catch_warnings():
+        # Two passes are enough for a model that is meant to know nothing.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator.fit(matrix, label)
     return FittedModel(task=spec.task, n_classes=rows.n_classes, features=features, estimator=estimator)
 
 

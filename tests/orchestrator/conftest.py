@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import QUICK, SMALL, Stage, resumed, staged
+from tests.orchestrator.support import QUICK, SMALL, Stage, resumed, staged
 
 MOMENTS = {"before": 5, "canary": 6, "ab_test": 8, "bake": 11, "after": 14}
 """Days served at each moment of the quick model's remedy."""

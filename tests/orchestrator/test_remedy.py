@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from state.rows import ActionRow
-from support import Stage
+from tests.orchestrator.support import Stage
 
 
 def test_a_concept_drift_is_remedied_in_the_declared_order(at) -> None:  # type: ignore[no-untyped-def]
