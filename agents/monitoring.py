@@ -92,7 +92,7 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
     profile = profile_of(reference.bins, frame, watch.traffic_block)
     measured.profile = encode_profile(profile)
     previous = [decode_profile(reference.bins, text) for text in watch.previous_profiles]
-    if not frame.height and not previous:
+    if not frame.height and not any(earlier.n_rows.any() for earlier in previous):
         return  # nothing has ever been served: there is no block to judge yet
     report = check_block(reference, previous, profile)
     measured.findings = [finding_json(finding) for finding in report.findings] + _retyped(frame)
@@ -157,6 +157,9 @@ def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
     """Symptoms of this look that stand by themselves; losses are judged over time, by the detector's state."""
     signals: list[dict[str, JsonValue]] = []
     hard = [f for f in measured.findings if f["severity"] == "hard"]
+    if not measured.server_ready:
+        # A server that does not answer explains the rows that are missing by itself.
+        hard = [f for f in hard if f["kind"] != "volume"]
     if hard:
         text = "; ".join(sentence(f) for f in hard[:4])
         signals.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from agents.base import (
     Move,
     Situation,
     Wait,
+    day_start,
     done,
     failed,
     matured_until,
@@ -26,6 +28,11 @@ from state.plans import ActionOutcome
 from state.spec import ModelSpec, RecipeTraining
 from tools.experiment import paired_comparison
 from tools.ports import PipelineRequest, PipelineRun, Platform
+
+DEPARTURES = frozenset(
+    {"covariate_shift_harmful", "covariate_shift_harmless", "concept_drift", "prior_shift", "stale_model"}
+)
+"""Causes of open incidents whose backtest is worth waiting for."""
 
 
 def read(situation: Situation, platform: Platform) -> dict[str, Any]:
@@ -72,19 +79,38 @@ def recipe_digest(spec: ModelSpec) -> str:
     )
 
 
-def comparison_window(spec: ModelSpec, now: datetime, cuts: list[str | None]) -> tuple[datetime, datetime] | None:
-    """Newest labelled stretch that is newer than every cut; None where fewer than `min_blocks` blocks fit.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """The labelled rows that a comparison is made on: event time in [start, end)."""
 
-    Source: the backtest compares on the newest `monitoring.backtest` of labelled rows.
+    start: datetime
+    end: datetime
+
+
+def comparison_stretch(spec: ModelSpec, now: datetime, cuts: list[str | None]) -> Stretch | None:
+    """The newest `monitoring.backtest` of labelled rows, as far as they are newer than every cut.
+
+    None where that leaves fewer than `min_blocks` blocks: nobody could tell anything from them.
     """
-    until = matured_until(now, spec.data.label.delay)
-    start = until - spec.monitoring.backtest
-    for cut in cuts:
-        if cut is not None:
-            start = max(start, matured_until(datetime.fromisoformat(cut) + timedelta(days=1), timedelta(0)))
-    if until - start < spec.monitoring.min_blocks * spec.monitoring.block:
+    end = matured_until(now, spec.data.label.delay)
+    start = max([end - spec.monitoring.backtest, *(_after(cut) for cut in cuts if cut is not None)])
+    if end - start < spec.monitoring.min_blocks * spec.monitoring.block:
         return None
-    return start, until
+    return Stretch(start=start, end=end)
+
+
+def backtest_possible_from(spec: ModelSpec, cut: str | None) -> datetime | None:
+    """Domain time from which a backtest can say something: the recipe must have rows to learn from that the champion
+    has not seen, at least `min_blocks` blocks of them, before the stretch that both are compared on."""
+    if cut is None:
+        return None
+    newer = spec.monitoring.min_blocks * spec.monitoring.block
+    return _after(cut) + newer + spec.monitoring.backtest + spec.data.label.delay
+
+
+def _after(cut: str) -> datetime:
+    """The first midnight after a training cut."""
+    return day_start(datetime.fromisoformat(cut) + timedelta(days=1))
 
 
 def judge_pairs(spec: ModelSpec, outputs: dict[str, Any]) -> dict[str, JsonValue]:
@@ -108,12 +134,14 @@ def judge_pairs(spec: ModelSpec, outputs: dict[str, Any]) -> dict[str, JsonValue
 
 def _judge_backtest(situation: Situation, reading: dict[str, Any]) -> Move:
     spec = situation.spec
-    window = comparison_window(spec, situation.now, [reading.get("champion_cut")])
-    if window is None:
+    possible = backtest_possible_from(spec, reading.get("champion_cut"))
+    if possible is not None and situation.now < possible:
+        if situation.cause in DEPARTURES:
+            return Wait(until=possible, waits_for="enough rows that are newer than the champion's training cut")
         return Learned(
             topic="backtest",
             verdict="no_verdict",
-            summary="Too few labelled days are newer than the champion's training cut to compare anything.",
+            summary=f"Before {possible:%Y-%m-%d} too few rows are newer than the champion's cut for a newer fit to differ.",
             facts={
                 "remedy_known": True,
                 "training_justified": False,
@@ -121,7 +149,8 @@ def _judge_backtest(situation: Situation, reading: dict[str, Any]) -> Move:
                 "paired_verdict": "no_verdict",
             },
         )
-    start, until = window
+    until = matured_until(situation.now, spec.data.label.delay)
+    start = until - spec.monitoring.backtest
     args: dict[str, JsonValue] = {
         "recipe_sha256": recipe_digest(spec),
         "champion": situation.champion,
@@ -163,17 +192,16 @@ def _judge_evaluation(situation: Situation, reading: dict[str, Any]) -> Move:
     gates = situation.facts.get("gates")
     if situation.candidate is None and isinstance(gates, list):
         return gates_learned(situation, cast(list[dict[str, Any]], gates))
-    window = comparison_window(
-        situation.spec, situation.now, [reading.get("champion_cut"), reading.get("candidate_cut")]
-    )
-    if window is None:
+    cuts = [reading.get("champion_cut"), reading.get("candidate_cut")]
+    stretch = comparison_stretch(situation.spec, situation.now, cuts)
+    if stretch is None:
         return Learned(
             topic="gates",
             verdict="not_measurable",
             summary=f"Too few labelled days are newer than the cuts of both versions to measure version {situation.candidate}.",
             facts={"gates_evaluated": True, "gates_passed": False, "gates_cleared": True, "paired_win": False},
         )
-    start, until = window
+    start, until = stretch.start, stretch.end
     args: dict[str, JsonValue] = {
         "candidate": situation.candidate,
         "champion": situation.champion,

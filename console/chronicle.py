@@ -67,7 +67,7 @@ def read_records(db: Database, model: str) -> Records:
         return Records(
             model=model,
             incidents=store.select(conn, IncidentRow, model=model),
-            actions=store.select(conn, ActionRow, model=model, order="created_at"),
+            actions=store.select(conn, ActionRow, model=model, order="log_index"),
             runs={run.id: run for run in store.select(conn, RunRow, model=model)},
             signals=store.select(conn, SignalRow, model=model),
             rollouts=store.select(conn, RolloutRow, model=model),

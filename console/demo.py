@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from console import services
+from console.preflight import Window
 from console.settings import Settings
-from console.up import Running, Window, stop_everything
+from console.up import Running, stop_everything
 from examples.flights.bad_release import register_bad_release
 from examples.flights.prepare import UNIT_FAULT, prepare
 from state import store

@@ -49,7 +49,7 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
     goal = read_goal(text)
     stamp = _stamp(workspace)
     with workspace.db.transaction() as conn:
-        model = _known_model(conn, goal.model)
+        model = known_model(conn, goal.model)
         version = _resolve_version(conn, model, goal.version)
         goal = goal.model_copy(update={"model": model, "version": version})
         row = GoalRow(
@@ -87,13 +87,19 @@ def _run_for(row: GoalRow, goal: Goal, at: datetime) -> RunRow:
     )  # fmt: skip
 
 
-def _known_model(conn: Connection, name: str | None) -> str:
+def known_model(conn: Connection, name: str | None) -> str:
+    """The name, if a managed model has it; None means the only one there is.
+
+    Raises:
+        InputError: there is no such model, or more than one to choose from.
+    """
     models = [row.id for row in store.select(conn, ModelRow)]
     if name is None and len(models) == 1:
         return models[0]
     if name not in models:
         raise InputError(
-            f"goal: {name!r} is not a managed model", remedy=f"Name one of: {', '.join(models) or 'none yet'}"
+            f"{name!r} is not a managed model" if name else "no model is named",
+            remedy=f"Name one of: {', '.join(models) or 'none yet'}",
         )
     return str(name)
 
@@ -179,7 +185,7 @@ def set_hold(workspace: Workspace, model: str | None, held: bool, reason: str) -
     user = require_role(workspace, "operator")
     stamp = _stamp(workspace)
     with workspace.db.transaction() as conn:
-        name = _known_model(conn, model)
+        name = known_model(conn, model)
         row = store.get(conn, ModelRow, name)
         assert row is not None
         row.held = held
@@ -251,8 +257,14 @@ def _step(run: RunRow) -> str:
 
 
 def incidents(workspace: Workspace, *, model: str | None = None) -> list[dict[str, Any]]:
-    """Every incident with its diagnoses and the actions that served it, oldest first."""
+    """Every incident with its diagnoses and the actions that served it, oldest first.
+
+    Raises:
+        InputError: `model` is not managed here.
+    """
     with workspace.db.transaction() as conn:
+        if model is not None:
+            known_model(conn, model)
         found = store.select(conn, IncidentRow)
         rows = [row for row in found if model is None or row.model == model]
         return [_incident(conn, row) for row in rows]
@@ -260,7 +272,7 @@ def incidents(workspace: Workspace, *, model: str | None = None) -> list[dict[st
 
 def _incident(conn: Connection, row: IncidentRow) -> dict[str, Any]:
     diagnoses = store.select(conn, DiagnosisRow, incident_id=row.id)
-    actions = store.select(conn, ActionRow, subject_id=row.id, order="created_at")
+    actions = store.select(conn, ActionRow, subject_id=row.id, order="log_index")
     return {
         "id": row.id, "model": row.model, "status": row.status, "cause": row.cause, "signal": row.signal,
         "title": row.title, "what": row.body.get("text"), "opened_at": row.opened_at.isoformat(),

@@ -43,8 +43,8 @@ def load_settings(environ: Mapping[str, str] | None = None, *, home: Path | None
     file = Path(environ.get("STEADYHAND_CONFIG", "steadyhand.toml"))
     if file.is_file():
         try:
-            values |= tomllib.loads(file.read_text())
-        except tomllib.TOMLDecodeError as exc:
+            values |= tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
             raise InputError(f"{file}: {exc}", remedy="Correct the file or remove it") from exc
     for name in Settings.model_fields:
         given = environ.get(f"STEADYHAND_{name.upper()}")

@@ -187,6 +187,8 @@ def _fault(fault: ErrorDetails, where: Location) -> tuple[str, str]:
                 f"{field}.kind is missing",
                 f"Add `kind: {_tags_of(field)[0]}`; also known: {', '.join(_tags_of(field)[1:])}",
             )
+        case "string_pattern_mismatch" if where[-1] == "output_prefix":
+            return f"{field} is {value!r}", "Begin with a lower-case letter; then letters, digits and underscores"
         case "string_pattern_mismatch":
             return f"{field} is {value!r}", "Use lower-case letters, digits and hyphens, at most 63 of them"
         case kind if kind.startswith("time_delta"):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from console.preflight import Say, Window, check_alone, check_port, check_served, import_rows
 from console.specs import LoadedSpec
 from console.wiring import data_plane, laptop_platform, make_crew, owner_is_dead
 from console.workspace import Workspace
@@ -23,25 +27,15 @@ from orchestrator.runs import new_run
 from orchestrator.triage import note_cadence
 from state import log, store
 from state.clock import Clock, ReplayClock, WallClock
-from state.decisions import Commanded
-from state.errors import InputError
+from state.decisions import Commanded, Observed
+from state.errors import InputError, RetryableError, ToolRejected
 from state.rows import ActionRow, DetectorRow, GoalRow, ModelRow, RunRow, SwitchRow
-from state.spec import FilesData, ModelSpec
+from state.spec import ModelSpec
 from tools.data import WorkspaceData, traffic
 from tools.importer import import_files
 from tools.inbox import take_in
 from tools.ports import Platform
 from tools.replay import send_rows
-
-Say = Callable[[str, str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """The stretch of domain time that a replay covers."""
-
-    start: datetime
-    end: datetime
 
 
 @dataclass(slots=True)
@@ -71,50 +65,56 @@ class Running:
     spec: ModelSpec
     clock: Clock
     say: Say
+    window: Window | None
+    """What is replayed; None in live operation."""
     stack: ExitStack = field(default_factory=ExitStack)
 
 
-def check_served(spec: ModelSpec) -> None:
-    """Raises InputError where the spec asks for a kind that is read but not yet served."""
-    parts = {"data": spec.data, "training": spec.training, "serving": spec.serving, "delivery": spec.delivery}
-    ours = {"data": "files", "training": "recipe", "serving": "managed", "delivery": "direct"}
-    for name, kind in ours.items():
-        if parts[name].kind != kind:
-            raise InputError(
-                f"{name}.kind is {parts[name].kind!r}: it is read and checked, and not carried out yet",
-                remedy=f"Use {name}.kind {kind!r} for `steady up`",
-            )
-
-
 def start_model(workspace: Workspace, loaded: LoadedSpec, *, window: Window | None, say: Say) -> Running:
-    """Import the data, open the platform, and put the model, its standing goal and its first run into the state."""
+    """Import the data, open the platform, and put the model, its standing goal and its first run into the state.
+
+    Raises:
+        InputError: spec, data, window, port or a stored package is wrong; the model is as it was before.
+    """
     spec = loaded.spec
     check_served(spec)
-    say("data validation", f"reading {spec.data.path if isinstance(spec.data, FilesData) else spec.model}")
-    result = import_files(workspace.home, spec, loaded.base_path, until=window.start if window else None)
-    if result.changed:
-        later = f"; {result.manifest.n_labelled_replay} labelled ones to replay" if window else ""
-        say("data validation", f"{spec.model}: {result.manifest.n_labelled} labelled history rows{later}")
+    check_alone(workspace, spec.model)
+    check_port(workspace, loaded)
+    window = import_rows(workspace, loaded, window=window, say=say)
     platform = laptop_platform(workspace, {spec.model: spec})
-    clock: Clock = ReplayClock(_replay_now(workspace, window)) if window else WallClock()
+    clock: Clock = ReplayClock(_replay_now(workspace, window)) if window else _wall_clock(workspace)
     crew = make_crew(workspace, platform, clock, say)
     stack = ExitStack()
     graph = stack.enter_context(open_graph(workspace.home / "steady.db"))
     running = Running(
-        workspace=workspace, platform=platform, crew=crew, graph=graph, spec=spec, clock=clock, say=say, stack=stack
+        workspace=workspace, platform=platform, crew=crew, graph=graph, spec=spec, clock=clock, say=say,
+        window=window, stack=stack,
     )  # fmt: skip
-    bury(crew, spec.model, owner_is_dead)
-    _manage(running, loaded)
-    restore_serving(running)
+    try:
+        bury(crew, spec.model, owner_is_dead)
+        _manage(running, loaded)
+        restore_serving(running)
+    except BaseException:
+        shut_down(running, keep=False)
+        raise
     return running
 
 
 def _replay_now(workspace: Workspace, window: Window) -> datetime:
     with workspace.db.transaction() as conn:
         row = store.get(conn, SwitchRow, "domain_time")
-        if row is None:
-            store.put(conn, SwitchRow(id="domain_time", body={"at": window.start.isoformat()}), fence=None)
-    return datetime.fromisoformat(str(row.body["at"])) if row is not None else window.start
+        if row is not None and row.body.get("at"):
+            return datetime.fromisoformat(str(row.body["at"]))
+        store.put(conn, SwitchRow(id="domain_time", body={"at": window.start.isoformat()}), fence=None)
+    return window.start
+
+
+def _wall_clock(workspace: Workspace) -> WallClock:
+    """The time of day, for everybody: a replay that this workspace has seen no longer says what time it is."""
+    with workspace.db.transaction() as conn:
+        if store.get(conn, SwitchRow, "domain_time") is not None:
+            store.put(conn, SwitchRow(id="domain_time", body={"at": None}), fence=None)
+    return WallClock()
 
 
 def _manage(running: Running, loaded: LoadedSpec) -> None:
@@ -182,8 +182,14 @@ def restore_serving(running: Running) -> None:
     keys = {str(action.args["version"]): action.id for action in staged}
     for version in route.weights:
         key = keys.get(version, "restore")
-        package = platform.registry.package(model, version)
-        endpoint = platform.servers.start(model=model, version=version, package=package, key=key)
+        try:
+            package = platform.registry.package(model, version)
+            endpoint = platform.servers.start(model=model, version=version, package=package, key=key)
+        except ToolRejected as exc:
+            raise InputError(
+                f"version {version} of {model}, which is in the route, cannot be served: {exc}",
+                remedy=f"Restore its package in {running.workspace.home / 'mlflow'} from a backup",
+            ) from exc
         platform.mesh.stage(endpoint=endpoint, key=route.key or key)
 
 
@@ -208,12 +214,23 @@ def first_champion(running: Running) -> None:
                 running.say("deployment", f"version {champion.state['version']} serves at {route.address}/predict")
             return
         if last.outcome == "quiet":
-            waits = "; ".join(run.waits_for or run.outcome for run in runs)
             raise InputError(
-                f"{running.spec.model} has no first champion: {waits}",
+                f"{running.spec.model} has no first champion: {'; '.join(_what_stands_in_the_way(running, runs))}",
                 remedy="See `steady status` and `steady audit list`; answer with `steady approve`, or correct the spec",
             )
         time.sleep(0.05)
+
+
+def _what_stands_in_the_way(running: Running, runs: Sequence[RunRow]) -> list[str]:
+    """What every run waits for or ended with, and why the newest failed action failed."""
+    said = [run.waits_for or run.outcome.replace("_", " ") for run in runs]
+    with running.crew.db.snapshot() as conn:
+        gates = log.read(conn, model=running.spec.model, kind="observed")
+        failed = store.select(
+            conn, ActionRow, model=running.spec.model, state="failed", order="created_at", newest_first=True, limit=1
+        )  # fmt: skip
+    missed = [e.decision.summary for e in gates if isinstance(e.decision, Observed) and e.decision.topic == "gates"]
+    return [*said, *missed[-1:], *(f"{action.kind} failed: {action.message}" for action in failed)]
 
 
 def replay(
@@ -232,60 +249,93 @@ def replay(
 
 
 def live(running: Running, loaded: LoadedSpec, *, ticks: int | None = None) -> None:
-    """Run the loop on what arrives: new files, predictions and outcomes; until interrupted, or for `ticks` looks."""
-    settings, home = running.workspace.settings, running.workspace.home
-    inbox = home / "inbox" / running.spec.model
+    """Run the loop on what arrives: new files, predictions and outcomes; until interrupted, or for `ticks` looks.
+
+    A file that cannot be taken in is told of once and left where it is; the model is looked after all the same.
+    """
+    home, model = running.workspace.home, running.spec.model
+    inbox = home / "inbox" / model
     inbox.mkdir(parents=True, exist_ok=True)
-    classes = list(WorkspaceData(home).classes(running.spec.model))
     running.say("monitoring", f"outcomes are taken in from {inbox} (request_id, label)")
+    told: set[str] = set()
     looks = 0
     while ticks is None or looks < ticks:
-        result = import_files(running.workspace.home, running.spec, loaded.base_path)
-        if result.changed:
-            running.say("data validation", f"new files: {result.manifest.n_labelled} labelled history rows now")
-        n_labels = take_in(
-            inbox, running.spec.model, running.platform.outcomes, classes=classes, now=running.clock.now()
-        )
-        if n_labels:
-            running.say("monitoring", f"{n_labels} new outcomes")
-        running.platform.servers.flush(running.spec.model)
-        run_until_quiet(running.crew, running.graph, running.spec)
-        checkpoint(running.crew)
+        for step in (
+            partial(_new_rows, running, loaded),
+            partial(_new_outcomes, running, inbox),
+            partial(_look, running),
+        ):
+            try:
+                step()
+            except (InputError, RetryableError) as exc:
+                if str(exc) not in told:
+                    running.say("orchestrator", str(exc))
+                told.add(str(exc))
         looks += 1
         if ticks is None or looks < ticks:
-            time.sleep(settings.tick_seconds)
+            time.sleep(running.workspace.settings.tick_seconds)
+
+
+def _new_rows(running: Running, loaded: LoadedSpec) -> None:
+    result = import_files(running.workspace.home, running.spec, loaded.base_path)
+    if result.changed:
+        running.say("data validation", f"new files: {result.manifest.n_labelled} labelled history rows now")
+
+
+def _new_outcomes(running: Running, inbox: Path) -> None:
+    outcomes = running.platform.outcomes
+    classes = list(WorkspaceData(running.workspace.home).classes(running.spec.model))
+    n_labels = take_in(inbox, running.spec.model, outcomes, classes=classes, now=running.clock.now())
+    if n_labels:
+        running.say("monitoring", f"{n_labels} new outcomes")
+
+
+def _look(running: Running) -> None:
+    running.platform.servers.flush(running.spec.model)
+    run_until_quiet(running.crew, running.graph, running.spec)
+    checkpoint(running.crew)
 
 
 def shut_down(running: Running, *, keep: bool) -> None:
-    """Stop servers and Envoy unless they are to stay; give the lease back and close what this process holds."""
-    let_go(running.crew, running.spec.model)
-    if not keep:
-        for endpoint in running.platform.servers.list(running.spec.model):
-            running.platform.servers.stop(model=endpoint.model, version=endpoint.version, key="shutdown")
-        stop = getattr(running.platform.mesh, "stop", None)
-        if stop is not None:
-            stop()
-    running.stack.close()
+    """Stop servers and Envoy unless they are to stay; give the lease back and close what this process holds.
+
+    Envoy stays while it serves another model of the workspace. A second Ctrl-C does not cut this short.
+    """
+    with _undisturbed(), running.stack:
+        let_go(running.crew, running.spec.model)
+        if not keep:
+            stop_serving(running.workspace.home, [running.spec.model])
 
 
 def stop_everything(home: Path) -> None:
     """End every server and the Envoy of a workspace, whoever started them."""
+    stop_serving(home, _models_with_servers(home))
+
+
+def stop_serving(home: Path, models: Sequence[str]) -> None:
+    """End the servers of `models`, and Envoy where no other model is served."""
     servers, mesh = data_plane(home)
-    models = sorted(path.name for path in (home / "servers").iterdir()) if (home / "servers").is_dir() else []
     for model in models:
         for endpoint in servers.list(model):
             servers.stop(model=model, version=endpoint.version, key="shutdown")
-    mesh.stop()
+    if not any(servers.list(model) for model in _models_with_servers(home)):
+        mesh.stop()
 
 
-def parse_time(text: str, option: str) -> datetime:
-    """An ISO date or time in UTC.
+def _models_with_servers(home: Path) -> list[str]:
+    folder = home / "servers"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
-    Raises:
-        InputError: it is neither.
-    """
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block has ended; processes that it did not get to would stay."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        at = datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise InputError(f"{option} {text!r} is not a date", remedy="Write it as 2013-04-01") from exc
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -46,10 +46,19 @@ def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Pla
 
 def owner_is_dead(owner: str) -> bool:
     """Whether a lease's owner was a process of this machine that runs no more; False where nobody can tell."""
-    host, _, rest = owner.rpartition("/")[0].rpartition("/")
-    if host != socket.gethostname() or not rest.isdigit():
-        return False
-    return str(start_ticks(int(rest))) != owner.rpartition("/")[2]
+    return _pid_here(owner) is not None and living_owner(owner) is None
+
+
+def living_owner(owner: str) -> int | None:
+    """The pid of a lease's owner, if it is a process of this machine and runs."""
+    pid = _pid_here(owner)
+    return pid if pid is not None and str(start_ticks(pid)) == owner.rpartition("/")[2] else None
+
+
+def _pid_here(owner: str) -> int | None:
+    """The pid in a lease's owner, `host/pid/start ticks`, if the host is this one."""
+    host, _, pid = owner.rpartition("/")[0].rpartition("/")
+    return int(pid) if host == socket.gethostname() and pid.isdigit() else None
 
 
 def data_plane(home: Path) -> tuple[LocalServers, EnvoyMesh]:

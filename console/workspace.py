@@ -62,8 +62,9 @@ def open_workspace(settings: Settings, *, create: bool) -> Workspace:
             f"{settings.home} is not a workspace",
             remedy="Run `steady up SPEC` or `steady demo` first, or name another one with --home",
         )
-    for folder in (home, home / "keys", home / "tokens", home / "checkpoints"):
-        folder.mkdir(parents=True, exist_ok=True)
+    if not exists:
+        PolicySet.load(settings.policy_dir or SHIPPED)  # a set with an error is refused before anything is made
+    _make_folders(home)
     db = Database.open(settings.database())
     try:
         db.upgrade()
@@ -74,6 +75,17 @@ def open_workspace(settings: Settings, *, create: bool) -> Workspace:
         db.close()
         raise
     return Workspace(home=home, settings=settings, db=db, policy=policy, signer=signer, token=token)
+
+
+def _make_folders(home: Path) -> None:
+    try:
+        for folder in (home, home / "keys", home / "tokens", home / "checkpoints"):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise InputError(
+            f"{exc.filename}: a workspace cannot be made there: {exc.strerror}",
+            remedy="Name another place with --home or STEADYHAND_HOME",
+        ) from exc
 
 
 def _token(path: Path) -> str:
@@ -119,8 +131,8 @@ def roles_of(workspace: Workspace, user: str) -> list[str]:
         InputError: the file cannot be read.
     """
     try:
-        table = tomllib.loads(workspace.roles_file.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as exc:
+        table = tomllib.loads(workspace.roles_file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise InputError(f"{workspace.roles_file}: {exc}", remedy="Restore the file: user = [roles]") from exc
     held = table.get(user, [])
     if not isinstance(held, list) or not all(isinstance(role, str) for role in held):

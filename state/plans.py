@@ -6,9 +6,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-AgentName: TypeAlias = Literal[
-    "data_validation", "feature_engineering", "training", "deployment", "monitoring"
-]
+AgentName: TypeAlias = Literal["data_validation", "feature_engineering", "training", "deployment", "monitoring"]
 ActionKind: TypeAlias = Literal[
     "ingest_data", "validate_data", "quarantine_data", "backfill_data", "engineer_features",
     "materialize_features", "rollback_features", "backtest_recipe", "train_candidates",
@@ -16,9 +14,7 @@ ActionKind: TypeAlias = Literal[
     "run_ab_test", "promote", "rollback", "retire_version", "restart_server", "scale",
     "recalibrate", "accept_drift", "hold", "resume", "notify",
 ]  # fmt: skip
-ActionState: TypeAlias = Literal[
-    "intended", "acting", "done", "failed", "unknown", "verified", "reverted"
-]
+ActionState: TypeAlias = Literal["intended", "acting", "done", "failed", "unknown", "verified", "reverted"]
 
 
 class Proposal(BaseModel):

@@ -106,9 +106,7 @@ class PipelineTraining(SpecPart):
     ir: str
 
 
-Training: TypeAlias = Annotated[
-    RecipeTraining | CommandTraining | PipelineTraining, Field(discriminator="kind")
-]
+Training: TypeAlias = Annotated[RecipeTraining | CommandTraining | PipelineTraining, Field(discriminator="kind")]
 
 
 class Bound(SpecPart):
@@ -282,7 +280,9 @@ class ModelSpec(SpecPart):
             wrong = "ridge" if self.task != "regression" else "logistic_regression"
             for index, candidate in enumerate(self.training.candidates):
                 if candidate.estimator == wrong:
-                    raise ValueError(f"training.candidates[{index}].estimator {wrong!r} does not fit task {self.task!r}")
+                    raise ValueError(
+                        f"training.candidates[{index}].estimator {wrong!r} does not fit task {self.task!r}"
+                    )
         return self
 
     def feature_names(self) -> list[str]:

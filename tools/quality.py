@@ -223,7 +223,9 @@ def _check_values(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -
     # A column that was nearly empty in some earlier block (gusts on a calm day) may be empty for a whole one: blocks,
     # not rows, are the independent unit.
     limits = (_NEVER, 1.0)
-    checks.rule("all_missing", name, value=float(empty and worst < MOSTLY_EMPTY), limits=limits, detail="no usable value")
+    checks.rule(
+        "all_missing", name, value=float(empty and worst < MOSTLY_EMPTY), limits=limits, detail="no usable value"
+    )
     for kind, hits, earlier, (warn, hard) in (
         ("missing_step", missing, before, MISSING_STEP),
         ("not_finite", day.status("not_finite"), history.status("not_finite"), (NOT_FINITE, NOT_FINITE)),

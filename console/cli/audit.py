@@ -9,6 +9,7 @@ import typer
 
 from console.cli.options import Home, Json, settings_of
 from console.cli.output import out, print_json, table
+from console.services import known_model
 from console.workspace import open_workspace
 from state import audit, log
 from state.errors import InputError
@@ -21,7 +22,7 @@ def list_(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     incident: Annotated[str | None, typer.Option(help="Only this incident.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only this kind of record.")] = None,
-    last: Annotated[int, typer.Option(help="The newest so many; 0 for all.")] = 30,
+    last: Annotated[int, typer.Option(min=0, help="The newest so many; 0 for all.")] = 30,
     json: Json = False,
     home: Home = None,
 ) -> None:
@@ -29,6 +30,8 @@ def list_(
     workspace = open_workspace(settings_of(home), create=False)
     try:
         with workspace.db.snapshot() as conn:
+            if model is not None:
+                known_model(conn, model)
             entries = log.read(conn, model=model, incident_id=incident, kind=kind)
     finally:
         workspace.close()

@@ -20,8 +20,9 @@ def print_json(value: Any) -> None:
 
 def fail(message: str, remedy: str, *, code: int = 2) -> int:
     """One clear message: what is wrong, and what to do. Returns the exit code."""
-    err.print(f"error: {message}", style="bold red", markup=False)
-    err.print(f"  do: {remedy}", markup=False)
+    # Never wrapped: a path that is cut in two can be neither copied nor searched for.
+    err.print(f"error: {message}", style="bold red", markup=False, soft_wrap=True)
+    err.print(f"  do: {remedy}", markup=False, soft_wrap=True)
     return code
 
 

@@ -20,7 +20,7 @@ def up(
     keep_running: Annotated[
         bool, typer.Option("--keep-running", help="Leave servers and Envoy up at the end.")
     ] = False,
-    ticks: Annotated[int | None, typer.Option(help="Without --replay: stop after so many looks.")] = None,
+    ticks: Annotated[int | None, typer.Option(min=1, help="Without --replay: stop after so many looks.")] = None,
     json: Json = False,
     home: Home = None,
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -13,23 +16,15 @@ from rich.progress import Progress
 
 from console import demo as flights_demo
 from console.cli.output import err, out, print_json, say
+from console.preflight import Window, parse_time
 from console.report import write_report
+from console.services import status
 from console.settings import Settings
 from console.specs import load_spec
 from console.summary import Summary, render_text, summarise
-from console.up import (
-    Running,
-    Window,
-    first_champion,
-    live,
-    parse_time,
-    replay,
-    shut_down,
-    start_model,
-)
+from console.up import Running, first_champion, live, replay, shut_down, start_model
 from console.workspace import open_workspace
 from state.errors import InputError
-from tools.data import WorkspaceData
 
 
 def run_up(
@@ -50,33 +45,30 @@ def run_up(
     """
     loaded = load_spec(spec)
     window = _asked_window(replay_from, until)
+    _check_writable(html)
     begun = time.monotonic()
-    _end_on_term()
-    workspace = open_workspace(settings, create=True)
-    try:
+    with _ended_by_term(), closing(open_workspace(settings, create=True)) as workspace:
         running = start_model(workspace, loaded, window=window, say=say)
         try:
             first_champion(running)
-            if window is None:
+            if running.window is None:
                 live(running, loaded, ticks=ticks)
-                return
-            window = clip(running, window)
-            run_replay(running, window, hooks=[])
-            finish(running, window, seconds=time.monotonic() - begun, json=json, html=html)
+                if json:
+                    print_json(status(workspace))
+            else:
+                run_replay(running, running.window, hooks=[])
+                finish(running, running.window, seconds=time.monotonic() - begun, json=json, html=html)
         finally:
             shut_down(running, keep=keep_running)
-    finally:
-        workspace.close()
 
 
 def run_demo(*, full: bool, fresh: bool, keep_running: bool, html: Path | None, json: bool, settings: Settings) -> None:
     """The flights of 2013, with both injected acts."""
     begun = time.monotonic()
-    _end_on_term()
+    _check_writable(html)
     if fresh:
         flights_demo.remove(settings)
-    workspace = open_workspace(settings, create=True)
-    try:
+    with _ended_by_term(), closing(open_workspace(settings, create=True)) as workspace:
         loaded = load_spec(flights_demo.prepare_files(settings, say))
         window = flights_demo.window(full)
         running = start_model(workspace, loaded, window=window, say=say)
@@ -86,8 +78,6 @@ def run_demo(*, full: bool, fresh: bool, keep_running: bool, html: Path | None, 
             finish(running, window, seconds=time.monotonic() - begun, json=json, html=html)
         finally:
             shut_down(running, keep=keep_running)
-    finally:
-        workspace.close()
 
 
 def _asked_window(replay_from: str | None, until: str | None) -> Window | None:
@@ -105,26 +95,24 @@ def _asked_window(replay_from: str | None, until: str | None) -> Window | None:
     return Window(start=start, end=end)
 
 
-def _end_on_term() -> None:
-    """SIGTERM ends us as Ctrl-C does: with servers and Envoy stopped and the lease given back."""
+def _check_writable(html: Path | None) -> None:
+    """Before the work rather than after it."""
+    if html is not None and (html.is_dir() or not os.access(html.absolute().parent, os.W_OK)):
+        raise InputError(f"--html {html} cannot be written", remedy="Name a file in a writable folder")
+
+
+@contextmanager
+def _ended_by_term() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: with servers and Envoy stopped and the lease given back."""
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
-
-
-def clip(running: Running, window: Window) -> Window:
-    """The window, ended where the data ends."""
-    last = WorkspaceData(running.workspace.home).traffic_end(running.spec.model)
-    if last is None:
-        raise InputError(
-            f"{running.spec.model}: no row lies after {window.start:%Y-%m-%d}",
-            remedy="Give an earlier date with --replay",
-        )
-    block = running.spec.monitoring.block
-    n_blocks = -((window.start - last) // block)
-    return Window(start=window.start, end=min(window.end, window.start + n_blocks * block))
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_replay(running: Running, window: Window, *, hooks: list[Any]) -> None:

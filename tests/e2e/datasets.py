@@ -11,15 +11,14 @@ import polars as pl
 import yaml
 
 Story = Literal["turns", "still", "noise"]
-"""`turns`: what matters changes on `TURN_DAY` and stays so; `still`: nothing changes; `noise`: what matters swaps every
-few days, so that whatever was learnt last is wrong next."""
+"""`turns`: what matters changes on `TURN_DAY` and stays so; `still`: nothing changes; `noise`: from `TURN_DAY` on chance
+decides most, so that the model loses ground and nothing that could be learnt would help."""
 
 START = datetime(2025, 3, 3, tzinfo=UTC)
-N_DAYS, PER_DAY = 60, 150
+N_DAYS, PER_DAY = 58, 150
+REPLAY_DAY = 26
 TURN_DAY = 30
-REPLAY_DAY = 24
 DELAY_DAYS = 1
-SWAP_DAYS = 3
 DAY = timedelta(days=1)
 
 
@@ -36,14 +35,12 @@ def loans(story: Story, *, n_days: int = N_DAYS, per_day: int = PER_DAY, seed: i
     second = np.sort(rng.integers(0, 86_400, (n_days, per_day)), axis=1).ravel()
     income, debt, age, term = (rng.normal(size=n) for _ in range(4))
     region = rng.choice(["north", "south", "east"], n, p=[0.5, 0.3, 0.2])
-    changed = {
-        "turns": number >= TURN_DAY,
-        "still": np.zeros(n, dtype=bool),
-        "noise": (number >= TURN_DAY) & ((number // SWAP_DAYS) % 2 == 0),
-    }[story]
     before = 1.8 * income + 0.6 * debt + 0.5 * (region == "north")
     after = 0.3 * income + 0.6 * debt + 2.0 * age + 0.5 * (region == "north")
-    score = np.where(changed, after, before) + rng.logistic(scale=0.6, size=n)
+    changed = number >= TURN_DAY
+    signal = np.where(changed & (story == "turns"), after, before)
+    scale = np.where(changed & (story == "noise"), 4.0, 0.6)
+    score = signal + scale * rng.logistic(size=n)
     return pl.DataFrame({
         "asked_at": [START + timedelta(days=int(d), seconds=int(s)) for d, s in zip(number, second, strict=True)],
         "customer": [f"c{c:04d}" for c in rng.integers(0, 900, n)],
@@ -67,13 +64,13 @@ def document(**changes: Any) -> dict[str, Any]:
             {"name": "region", "type": "categorical"},
         ],
         "training": {
-            "kind": "recipe", "folds": 2, "holdout": "P5D", "window": "P28D",
+            "kind": "recipe", "folds": 2, "holdout": "P5D", "window": "P14D",
             "candidates": [{"name": "linear", "estimator": "logistic_regression"}],
         },
         "objective": {"metric": "roc_auc", "op": ">=", "value": 0.6},
         "gates": [{"metric": "roc_auc", "op": ">=", "value": 0.55}],
         "monitoring": {
-            "cadence": "P7D", "backtest": "P10D", "min_blocks": 7, "recovery": "P2D", "drift_window": "P10D",
+            "cadence": "P9D", "backtest": "P10D", "min_blocks": 7, "recovery": "P2D", "drift_window": "P10D",
         },
         "rollout": {
             "steps": [25], "dwell": "P1D", "deadline": "P4D", "minimum_requests": 20, "bake": "P1D",

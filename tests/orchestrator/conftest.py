@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.orchestrator.support import QUICK, SMALL, Stage, resumed, staged
+
+from tests.orchestrator.support import QUICK, SMALL, Stage, Truth, resumed, staged
 
 MOMENTS = {"before": 5, "canary": 6, "ab_test": 8, "bake": 11, "after": 14}
 """Days served at each moment of the quick model's remedy."""
@@ -41,13 +42,18 @@ def at(moments: dict[str, Path], tmp_path: Path) -> Iterator[At]:
         yield go
 
 
-@pytest.fixture
-def quick(tmp_path: Path) -> Callable[..., AbstractContextManager[Stage]]:
-    """A quick model that has not begun; changes replace parts of its spec."""
+class Quick:
+    """Makes quick models that have not begun; changes replace parts of the spec."""
 
-    def make(*, seed: int = 0, **changes: Any) -> AbstractContextManager[Stage]:
-        folder = tmp_path / f"quick-{len(list(tmp_path.iterdir()))}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *, seed: int = 0, truth: Truth = SMALL, **changes: Any) -> AbstractContextManager[Stage]:
+        folder = self.folder / f"quick-{len(list(self.folder.iterdir()))}"
         folder.mkdir()
-        return staged(folder, seed=seed, truth=SMALL, **{**QUICK, **changes})
+        return staged(folder, seed=seed, truth=truth, **{**QUICK, **changes})
 
-    return make
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Quick:
+    return Quick(tmp_path)

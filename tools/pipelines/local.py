@@ -46,7 +46,9 @@ class LocalPipelines:
             if existing is not None:
                 return existing
             self._clear(directory)
-            parameters = complete_parameters(request, {"root": str(self._root), "key": key, "tracking_uri": self._tracking_uri})
+            parameters = complete_parameters(
+                request, {"root": str(self._root), "key": key, "tracking_uri": self._tracking_uri}
+            )
             body = {"pipeline": request.pipeline, "model": request.model, "parameters": parameters}
             write_json(directory / "request.json", body)
             self._start(directory, key)

@@ -1,0 +1,135 @@
+"""What has to be right before a model is brought up: kinds that are served, a free port, rows that fit, a window with traffic."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeAlias
+
+from console.specs import LoadedSpec
+from console.wiring import data_plane, living_owner
+from console.workspace import Workspace
+from state import leases, store
+from state.clock import utc
+from state.errors import InputError
+from state.rows import SwitchRow
+from state.spec import FilesData, ManagedServing, ModelSpec
+from tools.data import WorkspaceData
+from tools.datastore import day_files, read_manifest
+from tools.importer import import_files
+
+Say: TypeAlias = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The stretch of domain time that a replay covers."""
+
+    start: datetime
+    end: datetime
+
+
+def check_served(spec: ModelSpec) -> None:
+    """Raises InputError where the spec asks for a kind that is read but not yet served."""
+    parts = {"data": spec.data, "training": spec.training, "serving": spec.serving, "delivery": spec.delivery}
+    ours = {"data": "files", "training": "recipe", "serving": "managed", "delivery": "direct"}
+    for name, kind in ours.items():
+        if parts[name].kind != kind:
+            raise InputError(
+                f"{name}.kind is {parts[name].kind!r}: it is read and checked, and not carried out yet",
+                remedy=f"Use {name}.kind {kind!r} for `steady up`",
+            )
+
+
+def import_rows(workspace: Workspace, loaded: LoadedSpec, *, window: Window | None, say: Say) -> Window | None:
+    """Bring the spec's rows into the workspace; the window, ended where the data ends.
+
+    Raises:
+        InputError: the data does not fit the spec or the window, or the workspace replays another one.
+    """
+    spec, home = loaded.spec, workspace.home
+    known = read_manifest(home, spec.model)
+    with workspace.db.snapshot() as conn:
+        begun = store.get(conn, SwitchRow, f"replay/{spec.model}") is not None
+    if begun and window is not None and known is not None and known.until != window.start:
+        raise InputError(
+            f"{home} replays {spec.model} from {known.until:%Y-%m-%d}, not from {window.start:%Y-%m-%d}",
+            remedy=f"Say --replay {known.until:%Y-%m-%d} to go on, or begin another workspace with --home",
+        )
+    say("data validation", f"reading {spec.data.path if isinstance(spec.data, FilesData) else spec.model}")
+    result = import_files(home, spec, loaded.base_path, until=window.start if window else None)
+    if result.changed:
+        later = f"; {result.manifest.n_labelled_replay} labelled ones to replay" if window else ""
+        say("data validation", f"{spec.model}: {result.manifest.n_labelled} labelled history rows{later}")
+    return clip(home, spec, window) if window is not None else None
+
+
+def clip(home: Path, spec: ModelSpec, window: Window) -> Window:
+    """The window, ended where the data ends, in whole blocks.
+
+    Raises:
+        InputError: no row lies in it.
+    """
+    last, days = WorkspaceData(home).traffic_end(spec.model), sorted(day_files(home, "replay", spec.model))
+    if last is None:
+        raise InputError(
+            f"{spec.model}: no row lies after {window.start:%Y-%m-%d}", remedy="Give an earlier date with --replay"
+        )
+    if utc(datetime.fromisoformat(days[0])) >= window.end:
+        raise InputError(
+            f"{spec.model}: no row lies between {window.start:%Y-%m-%d} and {window.end:%Y-%m-%d}",
+            remedy=f"Give a later date with --until; the first row after the start is of {days[0]}",
+        )
+    block = spec.monitoring.block
+    n_blocks = -((window.start - last) // block)
+    return Window(start=window.start, end=min(window.end, window.start + n_blocks * block))
+
+
+def check_alone(workspace: Workspace, model: str) -> None:
+    """Raises InputError where another process looks after the model: each would stop the other's servers at its end."""
+    with workspace.db.snapshot() as conn:
+        lease = leases.holder(conn, f"model/{model}")
+    pid = living_owner(lease.owner) if lease is not None else None
+    if pid is not None and pid != os.getpid():
+        raise InputError(
+            f"{model} is up already: process {pid} looks after it in {workspace.home}",
+            remedy=f"Use that one (`steady status`), stop it (kill {pid}), or name another workspace with --home",
+        )
+
+
+def check_port(workspace: Workspace, loaded: LoadedSpec) -> None:
+    """Raises InputError where somebody else listens on the port that the spec gives the route."""
+    serving, model = loaded.spec.serving, loaded.spec.model
+    port = serving.port if isinstance(serving, ManagedServing) else 0
+    if not port:
+        return
+    _, mesh = data_plane(workspace.home)
+    stored = mesh.store.read(model)
+    if mesh.envoy.running() is not None and stored is not None:
+        return  # our own listener holds it
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as exc:
+            raise InputError(
+                f"{loaded.path}: serving.port {port} cannot be listened on: {exc.strerror}",
+                remedy="Stop what listens there, name another port, or 0 for a free one",
+            ) from exc
+
+
+def parse_time(text: str, option: str) -> datetime:
+    """An ISO date or time in UTC.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise InputError(f"{option} {text!r} is not a date", remedy="Write it as 2013-04-01") from exc
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

@@ -1,0 +1,164 @@
+"""What still happens under the kill switch, a hold, a freeze, in advise mode and with less autonomy."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from evals.world.records import Condition
+from state.rows import ApprovalRow, RunRow
+from tests.orchestrator.conftest import At, Quick
+from tests.orchestrator.support import QUICK, Stage
+
+
+def test_under_the_kill_switch_a_failing_canary_is_rolled_back_and_nothing_else_moves(at: At) -> None:
+    stage = at("canary")
+    stage.switch("halt", on=True)
+    before = stage.kinds()
+    stage.days(2)
+    assert stage.kinds() == before
+    assert stage.weights() == {"1": 90, "2": 10}
+
+    stage.world.degrade("churn", Condition(version="2", error_ratio=0.5))
+    stage.days(1)
+    assert stage.kinds()[len(before) :] == ["rollback"]
+    assert stage.weights() == {"1": 100, "2": 0}
+
+    stage.switch("halt", on=False)
+    stage.days(1)
+    assert stage.weights() == {"1": 100}
+    stage.check_books()
+
+
+def test_under_the_kill_switch_a_data_fault_is_told_and_not_acted_upon(quick: Quick) -> None:
+    with quick() as stage:
+        stage.start()
+        stage.days(3)
+        stage.switch("halt", on=True)
+        stage.drift("unit", 1_000.0, features=("spend",))
+        stage.days(2)
+
+        assert [i.cause for i in stage.incidents()] == ["data_fault"]
+        assert stage.world.model("churn").quarantined == []
+        assert stage.kinds()[6:] == ["notify"]
+        stage.check_books()
+
+
+def test_C15_a_hold_writes_nothing_for_as_long_as_it_lasts_and_a_resume_goes_on_where_it_stood(at: At) -> None:
+    stage = at("canary")
+    stage.days(1)
+    assert stage.weights() == {"1": 70, "2": 30}
+    stage.hold(True)
+    effects = len(stage.world.effects)
+    stage.days(20)
+    assert [e.method for e in stage.world.effects][effects:] == []
+    assert stage.rollout().status == "running"
+
+    stage.hold(False)
+    stage.settle()
+    assert stage.weights() == {"1": 50, "2": 50}
+    assert len(stage.rows(RunRow, subject_kind="incident")) == 1
+    stage.check_books()
+
+
+def test_a_freeze_lets_nothing_but_a_rollback_through_and_ends_by_itself(quick: Quick, at: At) -> None:
+    stage = at("canary")
+    start = stage.clock.now()
+    freeze = {"start": start, "end": start + timedelta(days=3), "why": "year end"}
+    stage = frozen(stage, freeze)
+    stage.days(2)
+    assert stage.weights() == {"1": 90, "2": 10}
+
+    stage.days(1)
+    assert stage.weights() == {"1": 70, "2": 30}
+    stage.check_books()
+    stage.crew.db.close()
+
+
+def test_a_failing_canary_leaves_within_a_freeze(at: At) -> None:
+    stage = at("canary")
+    start = stage.clock.now()
+    stage = frozen(stage, {"start": start, "end": start + timedelta(days=30)})
+    stage.world.degrade("churn", Condition(version="2", error_ratio=0.5))
+    stage.days(1)
+
+    assert stage.weights() == {"1": 100, "2": 0}
+    stage.crew.db.close()
+
+
+def frozen(stage: Stage, freeze: dict[str, object]) -> Stage:
+    """The same model under a spec that declares a freeze."""
+    spec = type(stage.spec).model_validate({**stage.spec.model_dump(), "freezes": [freeze]})
+    stage.world._specs["churn"] = spec
+    stage.crew.db.close()
+    stage.spec = spec
+    return stage.again()
+
+
+def test_in_advise_mode_the_verdict_is_recorded_and_nothing_is_done(at: At) -> None:
+    stage = at("before")
+    stage.switch("mode", mode="advise")
+    effects = len(stage.world.effects)
+    stage.days(20)
+
+    assert len(stage.world.effects) == effects
+    assert [i.status for i in stage.incidents()] == ["open"]
+    denied = [d for d in stage.log() if d.kind == "action_decided" and d.verdict == "deny"]
+    assert {d.action for d in denied} == {"backtest_recipe"}
+    assert {rule for d in denied for rule in d.rules} >= {"advise-mode"}
+    stage.check_books()
+
+
+def test_with_autonomy_approve_a_person_answers_before_every_such_action(quick: Quick) -> None:
+    with quick(autonomy={"train_candidates": "approve"}) as stage:
+        stage.drift("concept", 0.5)
+        stage.start()
+        assert [(a.action, a.status) for a in stage.rows(ApprovalRow)] == [("train_candidates", "pending")]
+        assert stage.champion() is None
+
+        stage.answer("approved")
+        stage.settle()
+        assert stage.champion() == "1"
+        stage.check_books()
+
+
+def test_with_autonomy_observe_an_incident_opens_and_a_person_gets_it_in_the_end(quick: Quick) -> None:
+    with quick() as stage:
+        stage.start()
+        watched = type(stage.spec).model_validate({**stage.spec.model_dump(), "autonomy": {"reversible": "observe"}})
+        stage.world._specs["churn"] = watched
+        stage.crew.db.close()
+        stage.spec = watched
+        stage = stage.again()
+        stage.drift("concept", 1.0)
+        stage.days(22)
+
+        assert stage.incidents()
+        assert {i.resolution for i in stage.incidents()} <= {"escalated", None}
+        assert any(i.resolution == "escalated" for i in stage.incidents())
+        assert any("denied" in m.text for m in stage.messages())
+        assert stage.weights() == {"1": 100}
+        stage.crew.db.close()
+
+
+@pytest.mark.parametrize("share", [10, 30])
+def test_a_person_who_says_no_to_the_promotion_gets_the_old_champion_back(at: At, share: int) -> None:
+    stage = at("canary")
+    spec = type(stage.spec).model_validate({**stage.spec.model_dump(), "autonomy": {"risky": "approve"}})
+    stage.world._specs["churn"] = spec
+    stage.crew.db.close()
+    stage.spec = spec
+    stage = stage.again()
+    stage.days(1)
+    if share == 30:
+        stage.answer("approved")
+        stage.days(1)
+        assert stage.weights() == {"1": 70, "2": 30}
+    stage.answer("rejected")
+    stage.days(1)
+
+    assert stage.weights()["1"] == 100
+    assert stage.kinds("promote") == ["promote"]
+    assert QUICK
+    stage.crew.db.close()
