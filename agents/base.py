@@ -79,7 +79,7 @@ class Learned(BaseModel):
     facts: dict[str, JsonValue]
     details: dict[str, JsonValue] = {}
     rollout_body: dict[str, JsonValue] | None = None
-    """New body of the rollout row where the judgement belongs to one."""
+    """What changes in the body of the rollout that the judgement belongs to."""
 
 
 Move: TypeAlias = Annotated[Propose | Wait | Learned, Field(discriminator="move")]

@@ -174,6 +174,9 @@ def _wait_or_analysis(situation: Situation, reading: dict[str, Any]) -> Move | N
     assert rollout is not None
     since = datetime.fromisoformat(str(rollout.body["since"]))
     analysis = analysis_since(situation, reading, candidate=rollout.candidate, stable=str(rollout.stable))
+    once = _one_failing_window(situation, reading, analysis)
+    if once is not None:
+        return once
     ends = machine.dwell_ends(spec, since)
     if analysis.verdict != "fail" and situation.now < ends:
         return Wait(until=min(ends, situation.now + LOOK_AGAIN), waits_for="the dwell of the canary step")
@@ -191,8 +194,34 @@ def _wait_or_analysis(situation: Situation, reading: dict[str, Any]) -> Move | N
     )
 
 
+def _one_failing_window(situation: Situation, reading: dict[str, Any], analysis: machine.Analysis) -> Learned | None:
+    """A first failing window is recorded and measured again; a passing one after it clears the count."""
+    rollout = situation.rollout
+    assert rollout is not None
+    if analysis.verdict == "pass" and rollout.body.get("failures"):
+        return Learned(
+            topic="analysis",
+            verdict="passing_again",
+            summary=f"Version {rollout.candidate} is within its service margins again.",
+            facts={},
+            details=analysis.details(),
+            rollout_body={"failures": 0},
+        )
+    failures = machine.failures_after(situation.spec, rollout.body, analysis) if analysis.verdict == "fail" else None
+    if failures is None:
+        return None
+    return Learned(
+        topic="analysis",
+        verdict="failing",
+        summary=f"Version {rollout.candidate}: {'; '.join(analysis.reasons)}; measured once more before it counts.",
+        facts={},
+        details=analysis.details(),
+        rollout_body={"failures": failures, "samples": reading["samples"]},
+    )
+
+
 def analysis_since(situation: Situation, reading: dict[str, Any], *, candidate: str, stable: str) -> machine.Analysis:
-    """Service analysis over the window since the last weight change, never reaching behind it."""
+    """Service analysis over the window since the last weight change or failing window, never reaching behind it."""
     assert situation.rollout is not None
     before = situation.rollout.body.get("samples") or {}
     assert isinstance(before, dict)
@@ -219,6 +248,9 @@ def _judge_ab_test(situation: Situation, reading: dict[str, Any]) -> Move:
     if not reading["endpoints"].get(rollout.candidate, False):
         return _not_ready(situation, has_traffic=True)
     analysis = analysis_since(situation, reading, candidate=rollout.candidate, stable=str(rollout.stable))
+    once = _one_failing_window(situation, reading, analysis)
+    if once is not None:
+        return once
     if analysis.verdict == "fail":
         return Learned(
             topic="ab_test",

@@ -28,12 +28,28 @@ class Analysis:
     candidate: ServiceWindow | None
     stable: ServiceWindow | None
 
+    gross: bool = False
+    """So bad that no second window is needed."""
+
     def details(self) -> dict[str, Any]:
         return {
             "candidate": window_json(self.candidate),
             "stable": window_json(self.stable),
             "reasons": list(self.reasons),
         }
+
+
+GROSS = 10
+"""An excess of errors this many times the admissible one takes a candidate off at once."""
+
+
+def failures_after(spec: ModelSpec, body: dict[str, Any], analysis: Analysis) -> int | None:
+    """Consecutive failing windows with this one; None where they have reached the limit.
+
+    One window is no proof: on a shared machine the slowest percent of one busy minute says little about a model.
+    """
+    failures = int(body.get("failures", 0)) + 1
+    return None if analysis.gross or failures >= spec.rollout.failure_limit else failures
 
 
 def steps(spec: ModelSpec) -> list[int]:
@@ -88,7 +104,13 @@ def analyse(spec: ModelSpec, *, candidate: ServiceWindow | None, stable: Service
             )
     elif not reasons:
         return no_data("the champion answered too few requests to compare latency with")
-    return Analysis(verdict="fail" if reasons else "pass", reasons=tuple(reasons), candidate=candidate, stable=stable)
+    return Analysis(
+        verdict="fail" if reasons else "pass",
+        reasons=tuple(reasons),
+        candidate=candidate,
+        stable=stable,
+        gross=candidate.error_ratio > stable_errors + GROSS * bounds.max_error_ratio,
+    )
 
 
 def _spoilt(window: ServiceWindow) -> bool:

@@ -29,6 +29,8 @@ def _judge(crew: Crew, spec: ModelSpec, row: RolloutRow, fence: Fence) -> bool:
     ends = datetime.fromisoformat(str(row.body["since"])) + spec.rollout.bake
     with crew.db.transaction() as conn:
         reasons = list(analysis.reasons) if analysis.verdict == "fail" else []
+        if reasons and (failures := machine.failures_after(spec, row.body, analysis)) is not None:
+            return _measure_again(crew, conn, row, failures, reasons, fence)
         if loss_alarm(conn, spec.model, row.candidate):
             reasons.append("the loss detector of the new champion alarmed")
         if endpoint is None or not endpoint.ready:
@@ -36,6 +38,9 @@ def _judge(crew: Crew, spec: ModelSpec, row: RolloutRow, fence: Fence) -> bool:
         if reasons:
             why = f"it fails in its bake window: {'; '.join(reasons)}"
             return call_off(crew, conn, row, why, details=analysis.details())
+        if analysis.verdict == "pass" and row.body.get("failures"):
+            row.body["failures"] = 0
+            store.put(conn, row, fence=fence)
         if crew.clock.now() < ends:
             return False
         if analysis.verdict == "no_data":
@@ -56,6 +61,23 @@ def _judge(crew: Crew, spec: ModelSpec, row: RolloutRow, fence: Fence) -> bool:
             run_id=run.id if run else None, details=analysis.details(),
         )  # fmt: skip
     crew.say("deployment", f"bake window of version {row.candidate} passed")
+    return True
+
+
+def _measure_again(
+    crew: Crew, conn: Connection, row: RolloutRow, failures: int, reasons: list[str], fence: Fence
+) -> bool:
+    """A first failing window is recorded and measured again."""
+    sample = crew.platform.metrics.sample(row.model, row.candidate)
+    samples = row.body.get("samples")
+    if sample is not None and isinstance(samples, dict):
+        row.body["samples"] = {**samples, row.candidate: sample_json(sample)}
+    row.body["failures"] = failures
+    store.put(conn, row, fence=fence)
+    observe(
+        crew, conn, model=row.model, topic="analysis", verdict="failing", actor='Agent::"deployment"',
+        summary=f"Version {row.candidate} in its bake window: {'; '.join(reasons)}; measured once more before it counts.",
+    )  # fmt: skip
     return True
 
 

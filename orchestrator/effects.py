@@ -172,6 +172,7 @@ def _note_weights(crew: Crew, conn: Connection, row: RolloutRow, outcome: Action
     row.body |= {
         "weights": outcome.observed["weights"],
         "samples": outcome.observed["samples"],
+        "failures": 0,
         "since": crew.clock.now().isoformat(),
     }
     store.put(conn, row, fence=fence)

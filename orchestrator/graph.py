@@ -249,6 +249,9 @@ def _learn(desk: Desk, state: AdvanceState, situation: Situation, move: Learned)
         )  # fmt: skip
         cite(run, evidence_id)
         run.status, run.wake_at, run.waits_for = "ready", None, ""
+        if move.rollout_body is not None and situation.rollout is not None:
+            rollout = situation.rollout.model_copy(update={"body": {**situation.rollout.body, **move.rollout_body}})
+            store.put(conn, rollout, fence=desk.fence)
         if move.verdict in ("failed", "worse", "inconclusive"):
             run.facts["story"] = move.summary
         if move.facts.get("held_by_edit"):

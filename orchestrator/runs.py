@@ -201,6 +201,9 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
     facts = run.facts
     match incident.cause:
         case "data_fault" | "label_fault":
+            if not facts.get("owner_told") and "denied_since" in run.body:
+                # What contains the fault is denied for now: the owner hears of it all the same.
+                return _reach("owner_told")
             if not (facts.get("fault_contained") and facts.get("owner_told")):
                 return _reach("fault_contained", "owner_told")
             return _recovering(crew, run, spec, outcome="quarantined")

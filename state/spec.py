@@ -181,6 +181,8 @@ class Rollout(SpecPart):
     """Requests of the candidate that a step needs before its analysis can pass."""
     deadline: timedelta = timedelta(days=7)
     """How long a step may stay without a verdict before traffic returns to the champion."""
+    failure_limit: Annotated[int, Field(ge=1)] = 2
+    """Consecutive failing windows of service metrics that take a candidate off; a gross failure needs one."""
     max_error_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Admissible excess of the candidate's error ratio over the champion's."""
     max_latency_ratio: Annotated[float, Field(ge=1)] = 2.0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from datetime import date, datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -153,11 +153,3 @@ def replace_parquet(path: Path, rows: pl.DataFrame) -> None:
     with draft.open("rb") as stream:
         os.fsync(stream.fileno())
     draft.replace(path)
-
-
-def each_day(first: str, last: str) -> Iterator[str]:
-    """ISO dates from `first` to `last`, both included."""
-    day, end = date.fromisoformat(first), date.fromisoformat(last)
-    while day <= end:
-        yield day.isoformat()
-        day += timedelta(days=1)

@@ -37,12 +37,6 @@ class Rhythm:
     def dwell(self) -> timedelta:
         return max(_DAY, self.block)
 
-    @property
-    def history_until(self) -> datetime:
-        """Where a replay may begin: after two fifths of the time, and no less than the training needs."""
-        span = self.last - self.first
-        return self.first + max(span * 0.4, min(span * 0.7, self.backtest + self.cadence))
-
 
 def find_rhythm(times: pl.Series, *, stride: int) -> Rhythm:
     """The rhythm of sampled event times (UTC); `stride` rows of the source stand behind each."""

@@ -171,7 +171,7 @@ def test_another_start_in_the_same_workspace_is_refused_by_name(quiet: Ended) ->
 
 @pytest.mark.xdist_group("replay-still")
 def test_a_damaged_package_of_the_champion_is_named_and_nothing_is_left_running(quiet: Ended) -> None:
-    damaged = [p for p in quiet.home.glob("mlflow/**/model.onnx")]
+    damaged = list(quiet.home.glob("mlflow/**/model.onnx"))
     kept = {path: path.read_bytes() for path in damaged}
     assert kept
     try:
@@ -182,6 +182,7 @@ def test_a_damaged_package_of_the_champion_is_named_and_nothing_is_left_running(
         )
     finally:
         for path, content in kept.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     assert answer.code == 2, answer.err
     assert "version 1 of loans" in answer.err

@@ -73,6 +73,7 @@ def test_an_approval_is_used_once_and_the_next_step_is_asked_anew(stage: Stage) 
     stage.ask("deploy", version="2")
     stage.settle()
     stage.answer("approved")
+    stage.settle()
     stage.days(1)
 
     assert [a.status for a in stage.rows(ApprovalRow)] == ["used", "pending"]

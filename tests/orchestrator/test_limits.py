@@ -9,7 +9,7 @@ import pytest
 from evals.world.records import Condition
 from state.rows import ApprovalRow, RunRow
 from tests.orchestrator.conftest import At, Quick
-from tests.orchestrator.support import QUICK, Stage
+from tests.orchestrator.support import Stage
 
 
 def test_under_the_kill_switch_a_failing_canary_is_rolled_back_and_nothing_else_moves(at: At) -> None:
@@ -45,7 +45,7 @@ def test_under_the_kill_switch_a_data_fault_is_told_and_not_acted_upon(quick: Qu
         stage.check_books()
 
 
-def test_C15_a_hold_writes_nothing_for_as_long_as_it_lasts_and_a_resume_goes_on_where_it_stood(at: At) -> None:
+def test_c15_a_hold_writes_nothing_for_as_long_as_it_lasts_and_a_resume_goes_on_where_it_stood(at: At) -> None:
     stage = at("canary")
     stage.days(1)
     assert stage.weights() == {"1": 70, "2": 30}
@@ -58,7 +58,7 @@ def test_C15_a_hold_writes_nothing_for_as_long_as_it_lasts_and_a_resume_goes_on_
     stage.hold(False)
     stage.settle()
     assert stage.weights() == {"1": 50, "2": 50}
-    assert len(stage.rows(RunRow, subject_kind="incident")) == 1
+    assert [run.subject_kind for run in stage.rows(RunRow)] == ["goal", "incident"]
     stage.check_books()
 
 
@@ -143,7 +143,7 @@ def test_with_autonomy_observe_an_incident_opens_and_a_person_gets_it_in_the_end
 
 
 @pytest.mark.parametrize("share", [10, 30])
-def test_a_person_who_says_no_to_the_promotion_gets_the_old_champion_back(at: At, share: int) -> None:
+def test_a_person_who_says_no_to_the_next_step_gets_the_old_champion_back(at: At, share: int) -> None:
     stage = at("canary")
     spec = type(stage.spec).model_validate({**stage.spec.model_dump(), "autonomy": {"risky": "approve"}})
     stage.world._specs["churn"] = spec
@@ -153,12 +153,13 @@ def test_a_person_who_says_no_to_the_promotion_gets_the_old_champion_back(at: At
     stage.days(1)
     if share == 30:
         stage.answer("approved")
-        stage.days(1)
+        stage.settle()
         assert stage.weights() == {"1": 70, "2": 30}
+        stage.days(1)
     stage.answer("rejected")
-    stage.days(1)
+    stage.settle()
 
     assert stage.weights()["1"] == 100
     assert stage.kinds("promote") == ["promote"]
-    assert QUICK
+    assert [i.status for i in stage.incidents()] == ["open"]
     stage.crew.db.close()
