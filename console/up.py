@@ -22,7 +22,7 @@ from console.workspace import Workspace
 from orchestrator.crew import Crew
 from orchestrator.graph import Graph, open_graph
 from orchestrator.loop import bury, checkpoint, let_go, run_until_quiet
-from orchestrator.replay import Replay
+from orchestrator.replay import POLL_SECONDS, Replay
 from orchestrator.runs import new_run
 from orchestrator.triage import note_cadence
 from state import log, store
@@ -218,7 +218,7 @@ def first_champion(running: Running) -> None:
                 f"{running.spec.model} has no first champion: {'; '.join(_what_stands_in_the_way(running, runs))}",
                 remedy="See `steady status` and `steady audit list`; answer with `steady approve`, or correct the spec",
             )
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
 
 
 def _what_stands_in_the_way(running: Running, runs: Sequence[RunRow]) -> list[str]:

@@ -23,7 +23,8 @@ from state.clock import ReplayClock
 from state.rows import SwitchRow
 from state.spec import ModelSpec
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.2
+"""Pause between two looks at a pipeline that runs; domain time stands still meanwhile."""
 
 
 class Source(Protocol):

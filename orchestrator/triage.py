@@ -200,7 +200,10 @@ def _keep_diagnosis(crew: Crew, conn: Connection, incident: IncidentRow, diagnos
 
 def cadence_due(crew: Crew, conn: Connection, spec: ModelSpec) -> bool:
     """Whether the standing goal asks for a backtest now: nothing wrong, none under way, the cadence over."""
-    if spec.outcomes == "affected" or champion_of(crew, spec.model) is None:
+    since = store.get(conn, DetectorRow, f"{spec.model}/cadence")
+    if spec.outcomes == "affected" or since is None:
+        return False
+    if crew.clock.now() < datetime.fromisoformat(str(since.state["at"])) + spec.monitoring.cadence:
         return False
     incidents = store.select(conn, IncidentRow, model=spec.model, status="open")
     if any(row.cause not in ("data_fault", "label_fault", "serving_fault") for row in incidents):
@@ -210,10 +213,7 @@ def cadence_due(crew: Crew, conn: Connection, spec: ModelSpec) -> bool:
         return False
     if store.select(conn, RolloutRow, model=spec.model, status="running"):
         return False
-    since = store.get(conn, DetectorRow, f"{spec.model}/cadence")
-    if since is None:
-        return False
-    return crew.clock.now() >= datetime.fromisoformat(str(since.state["at"])) + spec.monitoring.cadence
+    return champion_of(crew, spec.model) is not None
 
 
 def start_cadence(crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence) -> None:

@@ -9,8 +9,13 @@ import pytest
 
 from tests.orchestrator.support import QUICK, SMALL, Stage, Truth, resumed, staged
 
-MOMENTS = {"before": 5, "canary": 6, "ab_test": 8, "bake": 11, "after": 14}
-"""Days served at each moment of the quick model's remedy."""
+MOMENTS: dict[str, Callable[[Stage], bool]] = {
+    "canary": lambda stage: stage.weights() == {"1": 90, "2": 10},
+    "ab_test": lambda stage: stage.weights() == {"1": 50, "2": 50},
+    "bake": lambda stage: stage.weights() == {"1": 0, "2": 100},
+    "after": lambda stage: any(incident.status == "closed" for incident in stage.incidents()),
+}
+"""What is first true at each moment of the quick model's remedy; `before` is the day before its canary."""
 At = Callable[[str], Stage]
 
 
@@ -23,12 +28,17 @@ def moments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with staged(folder / "live", truth=SMALL, **QUICK) as stage:
         stage.drift("concept", 0.5)
         stage.start()
-        for n_days in range(1, max(MOMENTS.values()) + 1):
+        for n_days in range(1, 31):
+            if "canary" not in found:
+                found["before"] = folder / f"before-{n_days}"
+                stage.copy_to(found["before"])
             stage.days(1)
-            for name in [name for name, day in MOMENTS.items() if day == n_days]:
+            for name in [name for name, is_it in MOMENTS.items() if name not in found and is_it(stage)]:
                 found[name] = folder / name
                 stage.copy_to(found[name])
-    return found
+            if "after" in found:
+                return found
+    raise AssertionError(f"the remedy did not come further than {', '.join(found)}: {stage.said[-1]}")
 
 
 @pytest.fixture

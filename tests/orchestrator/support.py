@@ -65,7 +65,7 @@ QUICK: dict[str, Any] = {
         "cadence": days(8), "backtest": days(4), "min_blocks": 3, "recovery": days(1), "false_alarm_blocks": 1e12,
     },
     "rollout": {
-        "steps": [10, 30], "dwell": days(1), "bake": days(1), "minimum_requests": 5, "deadline": days(2),
+        "steps": [10, 30], "dwell": days(1), "bake": days(1), "minimum_requests": 5, "deadline": days(2), "failure_limit": 1,
         "ab_test": {"percent": 50, "horizon": days(3), "minimum_samples": 50},
     },
     "training": {
