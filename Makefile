@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(VENV)/bin/steady demo
 
 test: $(DEV_STAMP)
-	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not slow"
+	$(VENV)/bin/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(DEV_STAMP)
 	$(VENV)/bin/pytest -m slow

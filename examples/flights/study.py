@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from agents.base import matured_until
-from agents.training import comparison_window
+from agents.training import backtest_possible_from
 from console.specs import load_spec
 from examples.flights.prepare import UNIT_FAULT, prepare, with_fault
 from examples.flights.study_report import write_report
@@ -125,10 +125,11 @@ def backtest_then_refit(year: Year, *, rollout: timedelta) -> _Ruled:
 
 def _backtest(year: Year, champion: datetime, now: datetime) -> Backtest:
     spec = year.spec
-    window = comparison_window(spec, now, [(champion - timedelta(microseconds=1)).isoformat()])
-    if window is None:
-        return Backtest(now=now, start=now, end=now, n_blocks=0, difference=0.0, se=0.0, z=0.0, verdict="no_verdict")
-    start, end = window
+    possible = backtest_possible_from(spec, (champion - timedelta(microseconds=1)).isoformat())
+    end = matured_until(now, spec.data.label.delay)
+    start = end - spec.monitoring.backtest
+    if possible is None or now < possible:
+        return Backtest(now=now, start=start, end=end, n_blocks=0, difference=0.0, se=0.0, z=0.0, verdict="no_verdict")
     theirs, ours = year.losses(champion, start, end), year.losses(start, start, end)
     days = sorted(theirs.keys() & ours.keys())
     paired = paired_comparison(

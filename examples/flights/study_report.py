@@ -100,9 +100,8 @@ def _backtests(results: Results, spec: ModelSpec) -> Iterator[str]:
     yield "## Backtests"
     yield ""
     yield f"Every {spec.monitoring.cadence.days} days the recipe is fitted on everything before the newest"
-    yield f"{spec.monitoring.backtest.days} labelled days and compared with the champion on those of them that are newer than"
-    yield f"both, by days; it wins at z >= {spec.monitoring.win_z}. A z of 0 within the first weeks of a champion is the same"
-    yield "model twice: both are fitted up to its cut."
+    yield f"{spec.monitoring.backtest.days} labelled days and compared with the champion on them, day by day; it wins at z >="
+    yield f"{spec.monitoring.win_z}. No verdict: within the first weeks of a champion the recipe has no newer rows to learn from."
     yield ""
     for title, tests in (("Switched at once", results.backtests), ("With the rollout's weeks", results.rolled_out)):
         yield f"{title}:"
@@ -114,6 +113,8 @@ def _backtests(results: Results, spec: ModelSpec) -> Iterator[str]:
 
 
 def _backtest_row(test: Backtest) -> tuple[str, ...]:
+    if not test.n_blocks:
+        return test.now.date().isoformat(), "-", "0", "-", "-", "-", test.verdict.replace("_", " ")
     return (
         test.now.date().isoformat(), f"{test.start:%d %b} - {test.end:%d %b}", str(test.n_blocks),
         f"{test.difference:+.4f}", f"{test.se:.4f}", f"{test.z:.2f}", test.verdict.replace("_", " "),
@@ -261,8 +262,9 @@ def _plot_detector(axes: Axes, results: Results) -> None:
 
 def _plot_backtests(axes: Axes, results: Results) -> None:
     for name, tests in (("rule", results.backtests), ("rolled_out", results.rolled_out)):
-        days = _dates(test.now.date().isoformat() for test in tests)
-        axes.plot(days, [test.z for test in tests], marker="o", color=_COLOURS[name], label=NAMES[name])
+        judged = [test for test in tests if test.n_blocks]
+        days = _dates(test.now.date().isoformat() for test in judged)
+        axes.plot(days, [test.z for test in judged], marker="o", color=_COLOURS[name], label=NAMES[name])
     axes.axhline(2.8, color="black", linestyle="--", linewidth=0.8)
     axes.set_ylabel("z of the backtest\n(win: dashed)")
     axes.legend(frameon=False, fontsize=7)

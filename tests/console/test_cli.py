@@ -23,8 +23,9 @@ from policies.engine import SHIPPED
 from state import store
 from state.clock import WallClock
 from state.rows import ApprovalRow, DetectorRow, GoalRow, ModelRow, RolloutRow, RunRow
-from tests.console.replayed import END, START, replayed, tell_story
+from tests.console.replayed import END, replayed, tell_story
 from tests.e2e import datasets
+from tests.tools.control_rows import START
 
 STEADY = Path(sys.executable).parent / "steady"
 FROM = f"{datasets.day(datasets.REPLAY_DAY):%Y-%m-%d}"
@@ -445,7 +446,8 @@ def test_a_spec_that_cannot_be_read_names_file_line_and_field(steady: Steady, tm
 def test_kinds_that_are_not_carried_out_are_refused_by_name(
     steady: Steady, tmp_path: Path, part: str, value: dict[str, Any]
 ) -> None:
-    spec = datasets.write(tmp_path, "still", **{part: value})
+    changes: Any = {part: value}
+    spec = datasets.write(tmp_path, "still", **changes)
     assert steady("spec", "check", spec, "--json").json["notes"]
     refused(steady("up", spec, "--home", tmp_path / "ws"), f"{part}.kind is {value['kind']!r}")
     nothing_begun(tmp_path / "ws")

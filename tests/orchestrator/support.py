@@ -153,6 +153,7 @@ class Stage:
 
     def answer(self, status: str, comment: str = "") -> ApprovalRow:
         """A person answers the only pending question."""
+        row: ApprovalRow
         (row,) = self.rows(ApprovalRow, status="pending")
         row = row.model_copy(
             update={"status": status, "answered_by": "bob", "answered_at": self.clock.now(), "comment": comment}

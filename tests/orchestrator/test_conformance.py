@@ -8,7 +8,7 @@ from evals.world.faults import Fault, Killed
 from evals.world.records import Condition
 from state.rows import ApprovalRow, GoalRow, RolloutRow, RunRow
 from tests.orchestrator.conftest import At, Quick
-from tests.orchestrator.support import QUICK
+from tests.orchestrator.support import QUICK, days
 
 
 def test_c01_a_first_version_takes_all_traffic_without_steps_or_analysis(quick: Quick) -> None:
@@ -38,16 +38,15 @@ def test_c05_before_the_first_shift_no_metric_is_queried(at: At) -> None:
 
 def test_c07_another_version_supersedes_a_running_canary_after_its_traffic_is_back(at: At) -> None:
     stage = at("canary")
-    version = stage.register()
+    version = stage.register(until=(stage.clock.now() - days(4)).isoformat())
     first = stage.rollout()
     writes = len(stage.traffic_writes())
     stage.ask("deploy", version=version)
     stage.settle()
 
     assert stage.traffic_writes()[writes:][0] == {"1": 100, "2": 0}
-    old, new = stage.rows(RolloutRow, candidate="2")[0], stage.rollout()
+    (old,), (new,) = stage.rows(RolloutRow, candidate="2"), stage.rows(RolloutRow, candidate=version)
     assert (old.id, old.status) == (first.id, "superseded")
-    assert new.candidate == version
     assert new.id != old.id
     assert "2" not in stage.weights()
     assert [d.action for d in stage.log() if d.kind == "action_changed" and d.state == "verified"][-3:-1] != ["promote"]
@@ -276,5 +275,26 @@ def test_an_edit_between_an_effect_and_its_record_is_judged_as_an_edit(at: At) -
     stage.settle()
 
     assert stage.weights() == {"1": 90, "2": 10}
+    stage.check_books()
+    stage.crew.db.close()
+
+
+def test_c17_one_failing_window_is_measured_again_and_the_second_in_a_row_takes_the_version_off(at: At) -> None:
+    stage = at("canary")
+    rollout = {**stage.spec.rollout.model_dump(), "failure_limit": 2}
+    stage.world._specs["churn"] = stage.spec = type(stage.spec).model_validate(
+        {**stage.spec.model_dump(), "rollout": rollout}
+    )
+    stage.crew.db.close()
+    stage = stage.again()
+    slow = Condition(version="2", latency_ratio=20.0)
+    stage.world.degrade("churn", slow)
+    stage.days(1)
+    assert stage.weights() == {"1": 90, "2": 10}
+
+    stage.days(1)
+    assert stage.weights() == {"1": 100}
+    verdicts = [d.verdict for d in stage.log() if d.kind == "observed" and d.topic == "analysis"]
+    assert verdicts == ["failing", "failed"]
     stage.check_books()
     stage.crew.db.close()

@@ -10,7 +10,7 @@ from evals.world.records import Condition
 from orchestrator.gate import APPROVAL_TTL
 from state.rows import ActionRow, ApprovalRow, GoalRow, RunRow
 from tests.orchestrator.conftest import Quick
-from tests.orchestrator.support import QUICK, Stage
+from tests.orchestrator.support import QUICK, Stage, days
 
 STRICT = [{"metric": "roc_auc", "op": ">=", "value": 0.99}]
 """A gate that no honest model of this world meets."""
@@ -19,7 +19,7 @@ STRICT = [{"metric": "roc_auc", "op": ">=", "value": 0.99}]
 @pytest.fixture
 def stage(quick: Quick) -> Iterator[Stage]:
     """A champion that has served four days, and a version 2 that a team registered; every gate is out of reach."""
-    with quick(monitoring={**QUICK["monitoring"], "backtest": QUICK["monitoring"]["backtest"] * 2}) as stage:
+    with quick(monitoring={**QUICK["monitoring"], "cadence": days(100)}) as stage:
         stage.start()
         bad = stage.register(until="2026-02-25T00:00:00+00:00")
         assert bad == "2"
@@ -198,6 +198,7 @@ def test_a_retraining_that_a_person_asks_for_demands_approval_where_the_goal_say
     ],
 )
 def test_a_goal_that_only_looks_or_holds_ends_achieved(stage: Stage, intent: str, made: list[str]) -> None:
+    stage.days(3)
     before = len(stage.kinds())
     run = stage.ask(intent)
     stage.settle()

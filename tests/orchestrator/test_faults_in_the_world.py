@@ -60,9 +60,10 @@ def test_no_model_learns_while_a_data_fault_is_open_and_not_contained(at: At) ->
     stage.drift("unit", 1_000.0, features=("spend",))
     stage.days(1)
 
-    assert stage.incidents()[0].cause == "data_fault"
-    assert "backtest_recipe" not in stage.kinds()
-    assert "train_candidates" not in stage.kinds()[6:]
+    assert "data_fault" in {incident.cause for incident in stage.incidents()}
+    assert stage.kinds("backtest_recipe") == []
+    assert stage.kinds("train_candidates") == ["train_candidates"]
+    assert any("training-on-bad-data" in d.rules for d in stage.log() if d.kind == "action_decided")
 
 
 def test_a_covariate_shift_without_harm_is_recorded_and_moves_no_traffic(quick: Quick) -> None:
@@ -121,8 +122,10 @@ def test_a_new_champion_whose_server_fails_in_its_bake_window_gives_way_to_the_w
     assert (stage.champion(), stage.alias(), stage.weights()) == ("1", "1", {"1": 100})
     assert stage.rollout().status == "rolled_back"
     assert "restart_server" not in stage.kinds()
-    stage.days(3)
-    assert {i.status for i in stage.incidents()} == {"closed"}
+    stage.days(1)
+    # The drift is still there: what opens after these two is a new remedy, not a repetition.
+    assert [i.resolution for i in stage.incidents()][:2] == ["rolled_back", "rolled_back"]
+    assert stage.incidents()[1].cause == "bad_release"
     stage.check_books()
 
 
@@ -222,11 +225,8 @@ def test_a_failure_that_is_overcome_is_forgotten(at: At) -> None:
     stage.check_books()
 
 
-AFFECTED = {"outcomes": "affected"}
-
-
 def test_where_outcomes_are_affected_no_cadence_backtest_runs(quick: Quick) -> None:
-    with quick(**AFFECTED) as stage:
+    with quick(outcomes="affected") as stage:
         stage.start()
         stage.days(20)
         assert "backtest_recipe" not in stage.kinds()
@@ -244,7 +244,7 @@ def test_where_outcomes_are_affected_only_a_better_arm_is_promoted(
         **QUICK["rollout"],
         "ab_test": {"percent": 50, "horizon": days(14), "minimum_samples": 50, "margin": margin},
     }
-    with quick(rollout=rollout, **AFFECTED) as stage:
+    with quick(rollout=rollout, outcomes="affected") as stage:
         stage.drift("concept", magnitude)
         stage.start()
         stage.days(8)
