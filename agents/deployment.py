@@ -5,19 +5,15 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-import polars as pl
 from pydantic import JsonValue
 
 from agents import rollout as machine
-from agents.base import Learned, Move, Situation, Wait, done, failed, matured_until, proposal, specialist, text_arg
-from state.ledger import CommittedIntent
-from state.plans import ActionOutcome
-from tools.drift.performance import block_losses
-from tools.experiment import ab_test, sample_ratio_check
+from agents.arms import ab_verdict, read_arms
+from agents.base import Learned, Move, Situation, Wait, proposal, specialist
+from agents.traffic import sample_from, samples
 from tools.metrics import window
-from tools.ports import Platform, Route, ServiceSample
+from tools.ports import Platform
 
-_Sample = dict[str, JsonValue]
 HELD_BY_EDIT = "a person: somebody took traffic off the candidate by hand"
 LOOK_AGAIN = timedelta(minutes=1)
 """A version under traffic is looked at this often: a fault or a foreign edit does not wait for the end of a dwell."""
@@ -318,56 +314,6 @@ def _ab_cleared(situation: Situation, reading: dict[str, Any], verdict: str, det
     )
 
 
-def read_arms(situation: Situation, platform: Platform) -> dict[str, Any]:
-    """Block losses and entity counts of both arms since the A/B test began; quarantined days are left out."""
-    rollout, spec = situation.rollout, situation.spec
-    assert rollout is not None
-    start = datetime.fromisoformat(str(rollout.body["since"]))
-    end = matured_until(situation.now, spec.data.label.delay)
-    arms: dict[str, Any] = {"entities": {}, "losses": {}, "rows": {}}
-    if end <= start:
-        return arms
-    frame = platform.outcomes.labelled(spec.model, start=start, end=end, as_of=situation.now)
-    bad = set(platform.outcomes.quarantined(spec.model))
-    frame = frame.filter(~pl.col("event_time").dt.strftime("%Y-%m-%d").is_in(sorted(bad)))
-    for version in (rollout.candidate, str(rollout.stable)):
-        arm = frame.filter(pl.col("version") == version)
-        arms["rows"][version] = arm.height
-        arms["entities"][version] = arm["entity"].n_unique()
-        arms["losses"][version] = block_losses(spec.objective.metric, arm, block=spec.monitoring.block)
-    return arms
-
-
-def ab_verdict(situation: Situation, arms: dict[str, Any]) -> tuple[str, dict[str, JsonValue]]:
-    """`better`, `worse`, `equivalent`, `undecided` or `sample_ratio_mismatch`, with the figures behind it."""
-    rollout, spec = situation.rollout, situation.spec
-    assert rollout is not None
-    candidate, stable = rollout.candidate, str(rollout.stable)
-    if not arms["losses"]:
-        return "undecided", {"n_blocks": 0}
-    counts = arms["entities"]
-    share = spec.rollout.ab_test.percent / 100
-    ratio = sample_ratio_check(int(counts[candidate]), int(counts[stable]), share)
-    details: dict[str, JsonValue] = {
-        "entities": dict(counts),
-        "sample_ratio_p": ratio.p_value,
-        "rows": dict(arms["rows"]),
-    }
-    if not ratio.ok:
-        return "sample_ratio_mismatch", details
-    common = sorted(set(arms["losses"][candidate]) & set(arms["losses"][stable]))
-    test = ab_test(
-        champion_losses=[arms["losses"][stable][b] for b in common],
-        challenger_losses=[arms["losses"][candidate][b] for b in common],
-        n_samples=min(int(n) for n in arms["rows"].values()),
-        minimum_samples=spec.rollout.ab_test.minimum_samples,
-        margin=spec.rollout.ab_test.margin,
-        horizon_blocks=max(1, spec.rollout.ab_test.horizon // spec.monitoring.block),
-    )
-    details |= {"n_blocks": len(common), "difference": test.difference, "low": test.low, "high": test.high}
-    return test.verdict, details
-
-
 def _shift(situation: Situation, reading: dict[str, Any], percent: int, reason: str) -> Move:
     rollout = situation.rollout
     assert rollout is not None
@@ -419,119 +365,6 @@ def _judge_rollback(situation: Situation, reading: dict[str, Any]) -> Move:
 
 def _rollout_id(situation: Situation) -> str:
     return situation.rollout.id if situation.rollout is not None else ""
-
-
-def begun(intent: CommittedIntent, platform: Platform) -> bool:
-    """Whether the route, a server or an alias bears the key: then the effect exists, at least in part, and is completed."""
-    if platform.mesh.find(intent.key) is not None:
-        return True
-    if intent.kind in ("stage_version", "retire_version", "restart_server"):
-        return platform.servers.find(intent.key) is not None
-    return platform.registry.find(intent.key) is not None
-
-
-def perform(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
-    """Carry out one committed deployment action under its key, and read the outside world back."""
-    match intent.kind:
-        case "stage_version":
-            return _stage(intent, platform)
-        case "shift_traffic" | "run_ab_test" | "promote" | "rollback":
-            return _set_weights(intent, platform)
-        case "retire_version":
-            version = text_arg(intent, "version")
-            route = platform.mesh.read(intent.model)
-            if route is not None and version in route.weights:
-                platform.mesh.retire(model=intent.model, version=version, key=intent.key)
-            platform.servers.stop(model=intent.model, version=version, key=intent.key)
-            return done({"retired": version})
-        case "restart_server":
-            version = text_arg(intent, "version")
-            package = platform.registry.package(intent.model, version)
-            platform.servers.stop(model=intent.model, version=version, key=intent.key)
-            endpoint = platform.servers.start(model=intent.model, version=version, package=package, key=intent.key)
-            platform.mesh.stage(endpoint=endpoint, key=intent.key)
-            return done({"version": version, "ready": endpoint.ready, "port": endpoint.port})
-        case _:
-            return failed(f"the deployment agent cannot carry out {intent.kind}")
-
-
-def _stage(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
-    version = text_arg(intent, "version")
-    package = platform.registry.package(intent.model, version)
-    endpoint = platform.servers.find(intent.key) or platform.servers.start(
-        model=intent.model, version=version, package=package, key=intent.key
-    )
-    route = platform.mesh.stage(endpoint=endpoint, key=intent.key)
-    return done(
-        {"version": version, "ready": endpoint.ready, "weights": dict(route.weights), "revision": route.revision}
-    )
-
-
-def _set_weights(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
-    wanted = {str(v): int(w) for v, w in intent.args["weights"].items()}  # type: ignore[union-attr,arg-type]
-    route = platform.mesh.find(intent.key)
-    # Our write is there and somebody edited it since: the action is done, and the edit is judged at the next look.
-    edited = route is not None and dict(route.weights) != wanted
-    if route is None or not (edited or route.served):
-        route = platform.mesh.set_weights(model=intent.model, weights=wanted, key=intent.key)
-    if intent.kind == "promote":
-        platform.registry.set_alias(
-            model=intent.model, alias="champion", version=text_arg(intent, "version"), key=intent.key
-        )
-    if intent.kind == "rollback":
-        champion = _alias_holder(platform, intent.model)
-        if champion != text_arg(intent, "to"):
-            platform.registry.set_alias(
-                model=intent.model, alias="champion", version=text_arg(intent, "to"), key=intent.key
-            )
-    observed = route if edited else confirm(platform, intent.model, wanted)
-    if observed is None:
-        return ActionOutcome(status="unknown", message="the data plane does not confirm the weights that were written")
-    return done(
-        {
-            "weights": dict(wanted),
-            "revision": observed.revision,
-            "samples": samples(platform, intent.model, list(wanted)),
-        }
-    )
-
-
-def _alias_holder(platform: Platform, model: str) -> str | None:
-    return next((v.version for v in platform.registry.versions(model) if "champion" in v.aliases), None)
-
-
-def confirm(platform: Platform, model: str, wanted: dict[str, int]) -> Route | None:
-    """The route, if the data plane serves exactly `wanted`."""
-    route = platform.mesh.read(model)
-    return route if route is not None and route.served and dict(route.weights) == wanted else None
-
-
-def samples(platform: Platform, model: str, versions: list[str]) -> dict[str, JsonValue]:
-    """Service counters now, by version, as JSON; a version without data is left out."""
-    found: dict[str, JsonValue] = {}
-    for version in versions:
-        sample = platform.metrics.sample(model, version)
-        if sample is not None:
-            found[version] = sample_json(sample)
-    return found
-
-
-def sample_json(sample: ServiceSample) -> _Sample:
-    return {
-        "n_requests": sample.n_requests,
-        "n_errors": sample.n_errors,
-        "buckets": [[str(bound), count] for bound, count in sorted(sample.latency_buckets_ms.items())],
-        "source": sample.source,
-    }
-
-
-def sample_from(value: Any) -> ServiceSample:
-    return ServiceSample(
-        n_requests=int(value["n_requests"]),
-        n_errors=int(value["n_errors"]),
-        latency_buckets_ms={float(bound): int(count) for bound, count in value["buckets"]},
-        source=str(value["source"]),
-    )
 
 
 GRAPH = specialist("deployment", read=read, judge=judge)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from agents import rollout as machine
-from agents.deployment import sample_from, sample_json
+from agents.traffic import sample_from, sample_json
 from orchestrator.crew import Crew, observe, tell
 from orchestrator.runs import call_off, loss_alarm
 from state import store

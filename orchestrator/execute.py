@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from pydantic import JsonValue
 
-from agents import data_validation, deployment, feature_engineering, monitoring, training
+from agents import data_validation, feature_engineering, monitoring, traffic, training
 from orchestrator.actions import CATALOGUE
 from orchestrator.crew import Crew, agent_uid, tell
 from orchestrator.effects import apply_verified
@@ -28,14 +28,14 @@ PERFORM: dict[AgentName, Callable[[CommittedIntent, Platform], ActionOutcome]] =
     "data_validation": data_validation.perform,
     "feature_engineering": feature_engineering.perform,
     "training": training.perform,
-    "deployment": deployment.perform,
+    "deployment": traffic.perform,
     "monitoring": monitoring.perform,
 }
 BEGUN: dict[AgentName, Callable[[CommittedIntent, Platform], bool]] = {
     "data_validation": data_validation.begun,
     "feature_engineering": feature_engineering.begun,
     "training": training.begun,
-    "deployment": deployment.begun,
+    "deployment": traffic.begun,
     "monitoring": monitoring.begun,
 }
 MAX_RETRIES = 20
