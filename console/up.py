@@ -28,8 +28,8 @@ from orchestrator.triage import note_cadence
 from state import log, store
 from state.clock import Clock, ReplayClock, WallClock
 from state.decisions import Commanded, Observed
-from state.errors import InputError, RetryableError, ToolRejected
-from state.rows import ActionRow, DetectorRow, GoalRow, ModelRow, RunRow, SwitchRow
+from state.errors import InputError, RetryableError, SteadyError, ToolRejected
+from state.rows import ActionRow, ApprovalRow, DetectorRow, GoalRow, ModelRow, RunRow, SwitchRow
 from state.spec import ModelSpec
 from tools.data import WorkspaceData, traffic
 from tools.importer import import_files
@@ -214,23 +214,28 @@ def first_champion(running: Running) -> None:
                 running.say("deployment", f"version {champion.state['version']} serves at {route.address}/predict")
             return
         if last.outcome == "quiet":
-            raise InputError(
-                f"{running.spec.model} has no first champion: {'; '.join(_what_stands_in_the_way(running, runs))}",
-                remedy="See `steady status` and `steady audit list`; answer with `steady approve`, or correct the spec",
-            )
+            raise _no_champion(running, runs)
         time.sleep(POLL_SECONDS)
 
 
-def _what_stands_in_the_way(running: Running, runs: Sequence[RunRow]) -> list[str]:
-    """What every run waits for or ended with, and why the newest failed action failed."""
+def _no_champion(running: Running, runs: Sequence[RunRow]) -> InputError:
+    """What every run waits for or ended with, which gates failed, and why the newest failed action failed."""
+    model = running.spec.model
     said = [run.waits_for or run.outcome.replace("_", " ") for run in runs]
     with running.crew.db.snapshot() as conn:
-        gates = log.read(conn, model=running.spec.model, kind="observed")
+        asked = store.select(conn, ApprovalRow, model=model, status="pending")
+        observed = [entry.decision for entry in log.read(conn, model=model, kind="observed")]
         failed = store.select(
-            conn, ActionRow, model=running.spec.model, state="failed", order="created_at", newest_first=True, limit=1
-        )  # fmt: skip
-    missed = [e.decision.summary for e in gates if isinstance(e.decision, Observed) and e.decision.topic == "gates"]
-    return [*said, *missed[-1:], *(f"{action.kind} failed: {action.message}" for action in failed)]
+            conn, ActionRow, model=model, state="failed", order="created_at", newest_first=True, limit=1
+        )
+    gates = [d for d in observed if isinstance(d, Observed) and d.topic == "gates"]
+    said += [d.summary.rstrip(".") for d in gates[-1:] if d.verdict == "failed"]
+    said += [f"{action.kind} failed: {action.message}" for action in failed]
+    remedy = "See `steady status` and `steady audit list`; correct the spec or the data"
+    if asked:
+        answers = " and ".join(f"`steady approve {row.id}`" for row in asked)
+        remedy = f"Answer with {answers}, then run this again: it goes on where it stood"
+    return InputError(f"{model} has no first champion: {'; '.join(said)}", remedy=remedy)
 
 
 def replay(
@@ -253,47 +258,48 @@ def live(running: Running, loaded: LoadedSpec, *, ticks: int | None = None) -> N
 
     A file that cannot be taken in is told of once and left where it is; the model is looked after all the same.
     """
-    home, model = running.workspace.home, running.spec.model
-    inbox = home / "inbox" / model
+    inbox = running.workspace.home / "inbox" / running.spec.model
     inbox.mkdir(parents=True, exist_ok=True)
     running.say("monitoring", f"outcomes are taken in from {inbox} (request_id, label)")
+    steps = (partial(_new_rows, running, loaded), partial(_new_outcomes, running, inbox), partial(_look, running))
     told: set[str] = set()
     looks = 0
     while ticks is None or looks < ticks:
-        for step in (
-            partial(_new_rows, running, loaded),
-            partial(_new_outcomes, running, inbox),
-            partial(_look, running),
-        ):
+        for step in steps:
             try:
-                step()
+                refused = step()
             except (InputError, RetryableError) as exc:
-                if str(exc) not in told:
-                    running.say("orchestrator", str(exc))
-                told.add(str(exc))
+                refused = (exc,)
+            for problem in refused:
+                if str(problem) not in told:
+                    running.say("orchestrator", str(problem))
+                told.add(str(problem))
         looks += 1
         if ticks is None or looks < ticks:
             time.sleep(running.workspace.settings.tick_seconds)
 
 
-def _new_rows(running: Running, loaded: LoadedSpec) -> None:
+def _new_rows(running: Running, loaded: LoadedSpec) -> Sequence[SteadyError]:
     result = import_files(running.workspace.home, running.spec, loaded.base_path)
     if result.changed:
         running.say("data validation", f"new files: {result.manifest.n_labelled} labelled history rows now")
+    return ()
 
 
-def _new_outcomes(running: Running, inbox: Path) -> None:
+def _new_outcomes(running: Running, inbox: Path) -> Sequence[SteadyError]:
     outcomes = running.platform.outcomes
     classes = list(WorkspaceData(running.workspace.home).classes(running.spec.model))
-    n_labels = take_in(inbox, running.spec.model, outcomes, classes=classes, now=running.clock.now())
-    if n_labels:
-        running.say("monitoring", f"{n_labels} new outcomes")
+    taken = take_in(inbox, running.spec.model, outcomes, classes=classes, now=running.clock.now())
+    if taken.n_new:
+        running.say("monitoring", f"{taken.n_new} new outcomes")
+    return taken.refused
 
 
-def _look(running: Running) -> None:
+def _look(running: Running) -> Sequence[SteadyError]:
     running.platform.servers.flush(running.spec.model)
     run_until_quiet(running.crew, running.graph, running.spec)
     checkpoint(running.crew)
+    return ()
 
 
 def shut_down(running: Running, *, keep: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,23 +15,32 @@ from tools.ports import Outcomes
 COLUMNS = ("request_id", "label")
 
 
-def take_in(folder: Path, model: str, outcomes: Outcomes, *, classes: list[str], now: datetime) -> int:
-    """Record every parquet or CSV file in `folder`, then move it to `folder/done`; returns the number of new labels.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenIn:
+    n_new: int
+    """Labels that were not known before."""
+    refused: tuple[InputError, ...]
+    """One for each file that could not be read; it stays where it is, and the others are taken in all the same."""
+
+
+def take_in(folder: Path, model: str, outcomes: Outcomes, *, classes: list[str], now: datetime) -> TakenIn:
+    """Record every parquet or CSV file in `folder`, then move it to `folder/done`.
 
     A file holds `request_id` (as `/predict` answered it), `label`, and optionally `available_at`; a class is given by
     its name or its index. The key is the digest of the file, so a file taken in twice counts once.
-
-    Raises:
-        InputError: a file cannot be read, or a column or value is wrong; it stays where it is.
     """
-    n_new = 0
+    n_new, refused = 0, []
     done = folder / "done"
     for path in sorted(p for p in folder.glob("*") if p.suffix in (".parquet", ".csv")):
-        labels = _labels(path, classes, now)
-        n_new += outcomes.record(model, labels, key=sha256_hex(path.read_bytes()))
+        try:
+            labels = _labels(path, classes, now)
+            n_new += outcomes.record(model, labels, key=sha256_hex(path.read_bytes()))
+        except InputError as exc:
+            refused.append(exc)
+            continue
         done.mkdir(exist_ok=True)
         path.rename(done / path.name)
-    return n_new
+    return TakenIn(n_new=n_new, refused=tuple(refused))
 
 
 def _labels(path: Path, classes: list[str], now: datetime) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from typing import Any
 STEADY = Path(sys.executable).parent / "steady"
 PATIENCE_SECONDS = 900.0
 """A shared machine may be many times slower than a laptop: this catches what hangs, nothing else."""
-_NAMES = re.compile(r"\b([0-9a-f]{64}|[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12})\b")
+_NAMES = re.compile(r"\b([0-9a-f]{64}|[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12})\b")
 
 
 @dataclass(frozen=True)
