@@ -12,14 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from console import services
-from console.preflight import Window
+from console.preflight import Window, refuse_living
 from console.settings import Settings
 from console.up import Running, stop_everything
+from console.workspace import MARKER
 from examples.flights.bad_release import register_bad_release
 from examples.flights.prepare import UNIT_FAULT, prepare
-from state import store
+from state import leases, store
 from state.errors import InputError
 from state.rows import ApprovalRow, GoalRow, RunRow, SwitchRow
+from state.store import Database
 
 SPEC = Path(__file__).resolve().parent.parent / "examples" / "flights" / "flights.yaml"
 START = datetime(2013, 4, 1, tzinfo=UTC)
@@ -37,16 +39,27 @@ def remove(settings: Settings) -> None:
     """Stop what an earlier run left and remove its workspace.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds something else, or a process that runs looks after a model in it.
     """
     home = settings.home
     if not home.exists():
         return
-    known = (home / "steady.db").exists() or not any(home.iterdir())
+    known = (home / MARKER).exists() or not any(home.iterdir())
     if not known:
         raise InputError(f"{home} is not a workspace, so it is not removed", remedy="Name another one with --home")
+    for lease in _leases(home):
+        refuse_living(home, lease)
     stop_everything(home)
     shutil.rmtree(home)
+
+
+def _leases(home: Path) -> list[leases.Lease]:
+    """Who looks after a model of the workspace; nobody where its database is damaged."""
+    try:
+        with Database.open(f"sqlite:///{home.resolve() / MARKER}") as db, db.snapshot() as conn:
+            return leases.held(conn)
+    except InputError:
+        return []
 
 
 def prepare_files(settings: Settings, say: Callable[[str, str], None]) -> Path:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from console.specs import LoadedSpec
-from console.wiring import data_plane, living_owner
+from console.wiring import data_plane, living_owner, owner_is_dead, this_process
 from console.workspace import Workspace
+from orchestrator.crew import LEASE_SECONDS
 from state import leases, store
 from state.clock import utc
 from state.errors import InputError
@@ -89,14 +90,30 @@ def clip(home: Path, spec: ModelSpec, window: Window) -> Window:
     return Window(start=window.start, end=min(window.end, window.start + n_blocks * block))
 
 
-def check_alone(workspace: Workspace, model: str) -> None:
-    """Raises InputError where another process looks after the model: each would stop the other's servers at its end."""
-    with workspace.db.snapshot() as conn:
-        lease = leases.holder(conn, f"model/{model}")
-    pid = living_owner(lease.owner) if lease is not None else None
+def claim(workspace: Workspace, model: str) -> None:
+    """Take the model's lease before anything of it is touched; two that start at once would write the same files.
+
+    Raises:
+        InputError: another process looks after the model; each would stop the other's servers at its end.
+    """
+    scope = f"model/{model}"
+    with workspace.db.transaction() as conn:
+        lease = leases.holder(conn, scope)
+        if lease is not None:
+            refuse_living(workspace.home, lease)
+            if owner_is_dead(lease.owner):
+                leases.release(conn, lease)
+        # None where another machine holds it: the loop waits until that lease expires.
+        leases.acquire(conn, scope, this_process(), LEASE_SECONDS)
+
+
+def refuse_living(home: Path, lease: leases.Lease) -> None:
+    """Raises InputError where a lease's owner is another process that runs."""
+    pid = living_owner(lease.owner)
     if pid is not None and pid != os.getpid():
+        model = lease.scope.removeprefix("model/")
         raise InputError(
-            f"{model} is up already: process {pid} looks after it in {workspace.home}",
+            f"{model} is up already: process {pid} looks after it in {home}",
             remedy=f"Use that one (`steady status`), stop it (kill {pid}), or name another workspace with --home",
         )
 

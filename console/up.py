@@ -15,13 +15,13 @@ from typing import Any
 
 import polars as pl
 
-from console.preflight import Say, Window, check_alone, check_port, check_served, import_rows
+from console.preflight import Say, Window, check_port, check_served, claim, import_rows
 from console.specs import LoadedSpec
-from console.wiring import data_plane, laptop_platform, make_crew, owner_is_dead
+from console.wiring import data_plane, laptop_platform, make_crew
 from console.workspace import Workspace
 from orchestrator.crew import Crew
 from orchestrator.graph import Graph, open_graph
-from orchestrator.loop import bury, checkpoint, let_go, run_until_quiet
+from orchestrator.loop import checkpoint, let_go, run_until_quiet
 from orchestrator.replay import POLL_SECONDS, Replay
 from orchestrator.runs import new_run
 from orchestrator.triage import note_cadence
@@ -78,7 +78,7 @@ def start_model(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
     """
     spec = loaded.spec
     check_served(spec)
-    check_alone(workspace, spec.model)
+    claim(workspace, spec.model)
     check_port(workspace, loaded)
     window = import_rows(workspace, loaded, window=window, say=say)
     platform = laptop_platform(workspace, {spec.model: spec})
@@ -91,7 +91,6 @@ def start_model(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
         window=window, stack=stack,
     )  # fmt: skip
     try:
-        bury(crew, spec.model, owner_is_dead)
         _manage(running, loaded)
         restore_serving(running)
     except BaseException:

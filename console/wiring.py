@@ -44,6 +44,11 @@ def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Pla
     )
 
 
+def this_process() -> str:
+    """This process as the owner of a lease."""
+    return f"{socket.gethostname()}/{os.getpid()}/{start_ticks(os.getpid())}"
+
+
 def owner_is_dead(owner: str) -> bool:
     """Whether a lease's owner was a process of this machine that runs no more; False where nobody can tell."""
     return _pid_here(owner) is not None and living_owner(owner) is None
@@ -74,7 +79,7 @@ def make_crew(workspace: Workspace, platform: Platform, clock: Clock, say: Calla
         platform=platform,
         clock=clock,
         ids=Uuid7Source(),
-        owner=f"{socket.gethostname()}/{os.getpid()}/{start_ticks(os.getpid())}",
+        owner=this_process(),
         signer=workspace.signer,
         second_place=workspace.second_place,
         say=say,

@@ -170,7 +170,10 @@ def _data(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) -> 
 
 
 def _labels(crew: Crew, conn: Connection, spec: ModelSpec) -> dict[str, GivenValue]:
-    """How many labelled rows there are, and how late the newest one is beyond the declared delay."""
+    """How many labelled rows there are, and how late the newest one is beyond the declared delay.
+
+    Labels are taken in by whole blocks: of weekly rows the newest known one is up to two weeks old with nothing late.
+    """
     history = crew.platform.data.history(spec.model, start=None, end=None).filter(pl.col("label").is_not_null())
     counted = (
         history.select(pl.len().alias("n"), pl.col("event_time").max().alias("newest")).collect().row(0, named=True)
@@ -182,7 +185,8 @@ def _labels(crew: Crew, conn: Connection, spec: ModelSpec) -> dict[str, GivenVal
         newest = max(filter(None, [newest, datetime.fromisoformat(str(captured.state["newest"]))]))
     if newest is None:
         return {"labelled_rows": 0}
-    late = crew.clock.now() - newest - spec.data.label.delay
+    coarse = 2 * max(spec.monitoring.block - timedelta(days=1), timedelta(0))
+    late = crew.clock.now() - newest - spec.data.label.delay - coarse
     return {"labelled_rows": n_rows, "fresh_label_age_min": max(0.0, late / timedelta(minutes=1))}
 
 

@@ -32,6 +32,9 @@ class Stamp(TypedDict):
     recorded_at: datetime
 
 
+LEASE_SECONDS = 60.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
     db: Database
@@ -46,7 +49,7 @@ class Crew:
     second_place: Path
     """Where checkpoints of the decision log are written besides the database."""
     wall: Clock = field(default_factory=WallClock)
-    lease_seconds: float = 60.0
+    lease_seconds: float = LEASE_SECONDS
     say: Callable[[str, str], None] = lambda agent, text: None
     """Progress for people: who, and one plain sentence."""
 

@@ -117,14 +117,6 @@ def let_go(crew: Crew, model: str) -> None:
             leases.release(conn, lease)
 
 
-def bury(crew: Crew, model: str, is_dead: Callable[[str], bool]) -> None:
-    """Release the lease of an owner that is known to be dead; its late writes are refused, because the epoch rises."""
-    with crew.db.transaction() as conn:
-        lease = leases.holder(conn, f"model/{model}")
-        if lease is not None and lease.owner != crew.owner and is_dead(lease.owner):
-            leases.release(conn, lease)
-
-
 def run_until_quiet(crew: Crew, graph: Graph, spec: ModelSpec, *, max_ticks: int = 200) -> Tick:
     """Tick until nothing moves by itself; `busy` where something outside is still running."""
     last = Tick(outcome="quiet")

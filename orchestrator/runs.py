@@ -59,7 +59,8 @@ def _after_failure(run: RunRow) -> Aim:
         return _reach("rolled_back", "traffic_on_champion")
     if run.facts.get("version_staged"):
         return _reach("version_retired")
-    return Aim(move="end", outcome=str(run.facts.get("gave_up", "rolled_back")))
+    ended = "superseded" if run.facts.get("superseded") else "rolled_back"
+    return Aim(move="end", outcome=str(run.facts.get("gave_up", ended)))
 
 
 def _after_promotion(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
@@ -105,6 +106,10 @@ def _goal_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim
         return _reach("serving_better_model")
     running = store.select(conn, RolloutRow, model=run.model, status="running")
     others = [rollout for rollout in running if rollout.id != run.body.get("rollout_id")]
+    begins_with_version = goal.intent in ("deploy", "promote", "compare") and not run.body.get("rollout_id")
+    if begins_with_version and crew.platform.registry.get(run.model, str(goal.version)) is None:
+        # Before anything makes way for it: a slip of the finger must not call off a rollout.
+        return Aim(move="end", outcome="no_such_version")
     if goal.intent == "rollback":
         return _rollback_aim(crew, conn, run, spec, others)
     if goal.intent in ("deploy", "promote"):
@@ -224,16 +229,13 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
 def _world_aim(run: RunRow, spec: ModelSpec) -> Aim:
     """Something changed in the world: find out whether a remedy exists, then carry it out or say that there is none."""
     facts = run.facts
-    if spec.outcomes == "affected":
-        if facts.get("gates_evaluated") and not facts.get("gates_cleared"):
+    if spec.outcomes != "affected":
+        if not facts.get("remedy_known"):
+            return _reach("remedy_known")
+        if not facts.get("training_justified"):
             return Aim(move="end", outcome="not_remediable")
-        return _reach("serving_better_model")
-    if not facts.get("remedy_known"):
-        return _reach("remedy_known")
-    if not facts.get("training_justified"):
-        return Aim(move="end", outcome="not_remediable")
     if facts.get("gates_evaluated") and not facts.get("gates_cleared"):
-        return Aim(move="end", outcome="not_remediable")
+        return Aim(move="end", outcome="gates_failed")
     return _reach("serving_better_model")
 
 
@@ -260,11 +262,13 @@ def close_incident(
 ) -> None:
     """Close with a resolution; a symptom of the world that was answered so stays quiet until it has grown.
 
-    A fault never does: data or a server that breaks again is a new fault.
+    A fault never does: data or a server that breaks again is a new fault. Nor does a win whose candidate missed a gate:
+    the next one has learned from newer rows.
     """
     incident.status, incident.resolution, incident.closed_at = "closed", resolution, crew.clock.now()
     store.put(conn, incident, fence=fence)
-    if resolution in ("not_remediable", "rolled_back", "escalated", "rejected") and incident.signal in MEASURED:
+    tried_again = resolution == "gates_failed" and incident.signal == "challenger_better"
+    if resolution in ANSWERED and incident.signal in MEASURED and not tried_again:
         champion = store.get(conn, DetectorRow, f"{incident.model}/champion")
         quiet = DetectorRow(
             id=f"{incident.model}/quiet/{incident.signal}", model=incident.model,
@@ -290,12 +294,15 @@ def close_incident(
 
 CLOSING = {
     "recovered": "the new champion serves and health held for the declared period",
-    "not_remediable": "degraded or drifted, but not remediable by retraining; the champion stays",
+    "not_remediable": "degraded or drifted, but not remediable by retraining so far; the champion stays",
+    "gates_failed": "a candidate was trained and misses a gate of the spec; the champion stays",
     "quarantined": "the faulty days are out of training and judgement, and the data has been sound since",
     "rolled_back": "the candidate was taken off; the champion serves",
+    "superseded": "a person asked for another version, and the candidate made way; the champion serves",
     "escalated": "the remedy did not help or may not be repeated; a person has the history",
     "rejected": "a person said no to the remedy; the champion stays",
 }
+ANSWERED = frozenset({"not_remediable", "gates_failed", "rolled_back", "escalated", "rejected"})
 MEASURED = frozenset({"loss_alarm", "major_drift", "challenger_better"})
 """Signals with a size: they may be answered, and come back only when they have grown."""
 

@@ -253,8 +253,12 @@ def _judge_drift(
 def _window_profile(
     conn: Connection, spec: ModelSpec, champion: str, reference: Profile, start: datetime, end: datetime
 ) -> Profile:
-    """The sum of the window's block profiles, faulty blocks left out; blocks counted against other bins are not comparable."""
+    """The sum of the window's block profiles, faulty blocks left out; blocks counted against other bins are not comparable.
+
+    A block that training ended in is in the reference too: two windows that share one say less of each other.
+    """
     names = {block_name(start + i * spec.monitoring.block, spec) for i in range((end - start) // spec.monitoring.block)}
+    names -= set(reference.blocks)
     rows = store.select(conn, BlockRow, model=spec.model, topic=f"profile/{champion}", order="block")
     profiles = [
         decode_profile(reference.bins, str(row.body["profile"]))

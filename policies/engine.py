@@ -90,7 +90,7 @@ class PolicySet:
         if approved_sha256 is not None and sha256 != approved_sha256:
             raise InputError(
                 f"policy set: its digest is {sha256[:12]}..., and {approved_sha256[:12]}... is the approved one",
-                remedy="Restore the files, or look at `steady policy diff` and approve the new set",
+                remedy="Restore the files: a workspace keeps the set that its first start approved",
             )
         policies = check_sources(sources)
         loaded = cls(

@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from state import log
-from state.audit_checks import RecordCheck, check_actions, check_roots, open_notes
+from state.audit_checks import RecordCheck, check_actions, check_approvals, check_roots, open_notes
 from state.audit_sources import (
     Item,
     StoredAction,
@@ -146,7 +146,7 @@ class _Look:
             problems.append("no public key is given and the log names none: no signature can be checked")
         if folder is not None:
             problems += self._missing_in(folder, second)
-        problems += check_actions(self.actions, self.records)
+        problems += check_actions(self.actions, self.records) + check_approvals(self.records)
         if n_proven < n_records:
             self.notes.append(f"{n_records - n_proven} of {n_records} records are not covered by a valid checkpoint.")
         if folder is None:
@@ -173,7 +173,9 @@ def _verifier(vkey: str) -> Verifier:
     try:
         return Verifier(vkey)
     except NoteError as exc:
-        raise InputError(f"not a public key: {exc}", remedy="Give the vkey that the first start printed") from exc
+        raise InputError(
+            f"not a public key: {exc}", remedy="Give `signing_key` of record 0, as taken down at the first start"
+        ) from exc
 
 
 def _genesis_key(conn: sa.Connection) -> str | None:

@@ -13,7 +13,7 @@ from state import ledger, log
 from state.audit_sources import StoredAction, StoredNote, StoredRecord
 from state.canonical import canonical_json
 from state.clock import utc
-from state.decisions import ActionChanged, ActionDecided, AnyDecision, Genesis
+from state.decisions import ActionChanged, ActionDecided, AnyDecision, ApprovalChanged, Genesis
 from state.errors import SteadyError
 from state.keys import Checkpoint, NoteError, Verifier
 from state.merkle import CompactRange, leaf_hash
@@ -30,6 +30,8 @@ class RecordCheck:
         """What the first genesis record names."""
         self.decided: dict[str, list[tuple[int, ActionDecided]]] = defaultdict(list)
         self.changed: dict[str, list[tuple[int, ActionChanged]]] = defaultdict(list)
+        self.approved: dict[str, list[tuple[int, ApprovalChanged]]] = defaultdict(list)
+        """People's yes, by the approval's id."""
         self._expected = 0
         self._ids: dict[str, int] = {}
 
@@ -77,6 +79,8 @@ class RecordCheck:
             self.decided[decision.action_key].append((index, decision))
         elif isinstance(decision, ActionChanged):
             self.changed[decision.action_key].append((index, decision))
+        elif isinstance(decision, ApprovalChanged) and decision.change == "approved":
+            self.approved[decision.approval_id].append((index, decision))
 
     def _problem(self, index: int, what: str) -> None:
         self.problems.append(f"record {index} {what}")
@@ -122,6 +126,21 @@ def check_roots(hashes: list[bytes], signed: Mapping[int, Checkpoint]) -> tuple[
                 f"and the checkpoint over {size} records does not match"
             )
     return proven, problems
+
+
+def check_approvals(records: RecordCheck) -> list[str]:
+    """Where an action was allowed on an approval that no earlier record gives to it."""
+    allowed = [item for found in records.decided.values() for item in found if item[1].verdict == "allow"]
+    return [
+        f"record {index} allows {decision.action} on approval {decision.approval_id}, which no record before it gives"
+        for index, decision in sorted(allowed, key=lambda item: item[0])
+        if decision.facts.get("approved_by") and not _given(decision, index, records)
+    ]
+
+
+def _given(decision: ActionDecided, index: int, records: RecordCheck) -> bool:
+    answers = records.approved.get(decision.approval_id or "", [])
+    return any(at < index and yes.action_key == decision.action_key for at, yes in answers)
 
 
 def check_actions(actions: Iterable[StoredAction], records: RecordCheck) -> list[str]:

@@ -208,5 +208,6 @@ def _line(kind: str, content: Mapping[str, Any]) -> str:
 
 def _not_export(path: Path, number: int, why: str) -> InputError:
     return InputError(
-        f"{path} line {number} is not part of an export: {why}", remedy="Make it again with `steady audit export`"
+        f"{path} line {number} is not part of an export: {why}",
+        remedy="Make it again with `steady audit verify --write-export FILE`",
     )

@@ -228,7 +228,7 @@ def _sqlite_error(message: str, cause: sqlite3.Error) -> SteadyError:
     if code.startswith("SQLITE_READONLY"):
         return InputError(message, remedy="Make the file and its folder writable")
     if "no such table" in message or "no such column" in message:
-        return InputError(message, remedy="Run `steady init` to bring the schema up to date")
+        return InputError(message, remedy="Run `steady status`: it brings the schema up to date")
     if isinstance(cause, sqlite3.OperationalError) and code != "SQLITE_ERROR":
         return StateUnavailable(message)
     return TerminalError(message)
@@ -237,7 +237,7 @@ def _sqlite_error(message: str, cause: sqlite3.Error) -> SteadyError:
 def _postgres_error(message: str, cause: Any) -> SteadyError:
     state = getattr(cause, "sqlstate", None)
     if state in ("42P01", "42703"):
-        return InputError(message, remedy="Run `steady init` to bring the schema up to date")
+        return InputError(message, remedy="Run `steady status`: it brings the schema up to date")
     if state == "XX001" or state == "XX002":
         return InputError(message, remedy="The database is damaged: restore it from a backup")
     if state is None or state.startswith(POSTGRES_RETRYABLE):

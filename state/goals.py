@@ -18,7 +18,7 @@ GoalMetric = Literal[
 
 
 class Objective(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     metric: GoalMetric
     op: Literal[">=", "<=", ">", "<"]

@@ -72,6 +72,12 @@ def holder(conn: sa.Connection, scope: str) -> Lease | None:
     return None if found is None or found.owner is None else Lease(scope=scope, owner=found.owner, epoch=found.epoch)
 
 
+def held(conn: sa.Connection) -> list[Lease]:
+    """Every lease that somebody holds, expired or not."""
+    found = conn.execute(sa.select(leases.c.scope, leases.c.owner, leases.c.epoch).where(leases.c.owner.is_not(None)))
+    return [Lease(scope=row.scope, owner=row.owner, epoch=row.epoch) for row in found]
+
+
 def release(conn: sa.Connection, lease: Lease) -> bool:
     """Give the lease back; False if it had already passed on. The epoch rises, so late writes are refused."""
     given = sa.update(leases).where(

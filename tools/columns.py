@@ -165,6 +165,7 @@ def _identifier(values: pl.Series, present: pl.Series, n_distinct: int) -> str:
     """Why the column only names rows or things; empty where it does not."""
     n, tokens = len(present), set(words(values.name))
     named = bool(_ID_WORDS & tokens) and not _MEASURE_WORDS & tokens
+    thinly = n_distinct > 1_000 and n / n_distinct < 20
     if n < _MIN_ROWS_FOR_DISTINCT:
         return ""
     numbers = to_numbers(present)
@@ -176,13 +177,15 @@ def _identifier(values: pl.Series, present: pl.Series, n_distinct: int) -> str:
             ordered = whole.is_sorted() or whole.is_sorted(descending=True)
             if named or ordered or spread <= 1.05 * n:
                 return "every row has another value: a row number"
-        if named and n_distinct > 1_000 and n / n_distinct < 20:
+        # An engine's speed is not the engine: without an id word, the name must say nothing but the thing.
+        if thinly and (named or tokens <= ENTITY_WORDS):
             return f"a number that names things, {n_distinct} of them"
-    if numeric:
+    if numeric or _mean_words(present) >= 3:
         return ""
-    if n_distinct >= 0.98 * n and _mean_words(present) < 3:
+    if n_distinct >= 0.98 * n:
         return "every row has another value"
-    if n_distinct > MAX_LEVELS or (n / n_distinct < 3 and _mean_words(present) < 3 and n_distinct > 50):
+    rare = n / n_distinct < 3 and n_distinct > 50
+    if n_distinct > MAX_LEVELS or rare or (thinly and _names_things(values.name)):
         return f"{n_distinct} values, {n / n_distinct:.1f} rows each: too few rows to learn a level from"
     return ""
 
@@ -199,7 +202,7 @@ def _feature_type(values: pl.Series, present: pl.Series, n_distinct: int) -> tup
             return "categorical", f"numbers that name {n_distinct} things; numeric if their size means something"
         lost = to_numbers(present).null_count()
         return "numeric", f"{lost / len(present):.1%} of its values are no numbers and count as missing" if lost else ""
-    if n_distinct > 50 and _mean_words(present) >= 3 and n_distinct > 0.05 * len(present):
+    if _mean_words(present) >= 3 and n_distinct > min(MAX_LEVELS, max(50, 0.05 * len(present))):
         return "text", f"sentences, {n_distinct} different ones; categorical if they are a fixed list"
     return "categorical", f"{n_distinct} levels" if n_distinct > 50 else ""
 

@@ -13,10 +13,12 @@ import polars as pl
 
 from state.clock import utc
 from state.errors import InputError
-from tools.datastore import Manifest, day_files, days_between, read_manifest, require_manifest, schema_of
+from tools.datastore import Manifest, day_files, days_between, read_day, read_manifest, require_manifest, schema_of
 from tools.outcomes import available_labels, captured_rows
 
 _ONE_DAY = timedelta(days=1)
+_KNOWN = "available_at"
+"""While a window is put together: the label known by then, under a name that no feature may have."""
 
 
 class WorkspaceData:
@@ -87,7 +89,7 @@ def traffic(
     while start < end:
         stop = min(start + block, end)
         near = [files[day] for day in days_between(list(files), start, stop)]
-        rows = pl.concat([pl.read_parquet(path) for path in near]) if near else pl.DataFrame(schema=_schema(manifest))
+        rows = pl.concat([read_day(path) for path in near]) if near else pl.DataFrame(schema=_schema(manifest))
         inside = rows.filter(pl.col("event_time") >= start, pl.col("event_time") < stop)
         yield TrafficBlock(start=start, end=stop, rows=inside.sort("event_time", "request_id"))
         start = stop
@@ -119,17 +121,17 @@ def training_window(
     as_of = utc(as_of)
     history = _stored(root, manifest, start=start, end=end)
     matured = pl.when(pl.col("event_time") + manifest.delay <= as_of).then("label")
-    history = history.with_columns(matured.alias("known")).select(*wanted, "known")
+    history = history.with_columns(matured.alias(_KNOWN)).select(*wanted, _KNOWN)
     captured = captured_rows(root, model, start=start, end=end, features=features)
     schema = _schema(manifest)
     captured = captured.select(wanted).cast({name: schema[name] for name in wanted})
-    rows = pl.concat([history, captured.with_columns(pl.lit(None, pl.Float64).alias("known"))])
+    rows = pl.concat([history, captured.with_columns(pl.lit(None, pl.Float64).alias(_KNOWN))])
     rows = rows.filter(~pl.col("event_time").dt.date().cast(pl.String).is_in(list(excluded_days)))
     labels = available_labels(root, model, as_of=as_of, since=start)
     if labels is not None:
         # A recorded label wins over the imported one: it is the restated one.
-        rows = rows.join(labels, on="request_id", how="left").with_columns(pl.coalesce("label", "known").alias("known"))
-    rows = rows.filter(pl.col("known").is_not_null()).select(*wanted, pl.col("known").alias("label"))
+        rows = rows.join(labels, on="request_id", how="left").with_columns(pl.coalesce("label", _KNOWN).alias(_KNOWN))
+    rows = rows.filter(pl.col(_KNOWN).is_not_null()).select(*wanted, pl.col(_KNOWN).alias("label"))
     if max_rows is not None:
         keep = _smallest_hashes(rows.select("request_id").collect(engine="streaming")["request_id"], max_rows)
         if keep is not None:

@@ -94,6 +94,21 @@ def day_files(root: Path, kind: Kind, model: str) -> dict[str, Path]:
     return {path.name[4:-8]: path for path in sorted(files)}
 
 
+def read_day(path: Path) -> pl.DataFrame:
+    """The rows of one day.
+
+    Raises:
+        ToolRejected: the file is damaged; import again.
+    """
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as exc:
+        manifest = path.parents[2] / "history" / path.parent.name / "manifest.json"
+        raise ToolRejected(
+            f"{path} is not a readable parquet file ({str(exc).splitlines()[0]}): remove {manifest} and import again"
+        ) from exc
+
+
 def days_between(days: Sequence[str], start: datetime | None, end: datetime | None) -> list[str]:
     """The days that may hold times in [start, end)."""
     first = utc(start).date().isoformat() if start else ""

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import polars as pl
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
+from state.contract import TEXT_DIMENSIONS, Encoder, FeatureContract
+from state.encoding import HashedBag
 from state.spec import Metric
 from tools.coerce import coerce
 from tools.drift.performance import block_loss
@@ -58,10 +60,7 @@ def quick_metric(
     cut = int(len(label) * 0.7)
     if cut < _MIN_ROWS or len(label) - cut < _MIN_ROWS // 2 or (n_classes and len(np.unique(label[:cut])) < 2):
         return None
-    columns = [_encoded(rows[name], kind, label, cut) for name, kind in features.items() if kind != "text"]
-    if not columns:
-        return None
-    matrix = np.stack(columns, axis=1)
+    matrix = np.concatenate([_encoded(rows[name], kind, label, cut) for name, kind in features.items()], axis=1)
     with few_threads():
         score = _fit_and_score(matrix, label, cut, n_classes)
     loss = block_loss(metric, label[cut:], score)
@@ -94,11 +93,15 @@ def _cells(values: pl.Series, kind: str) -> npt.NDArray[np.intp]:
 
 
 def _encoded(values: pl.Series, kind: str, label: Floats, cut: int) -> Floats:
+    """Shape `(n_rows, n_columns)`."""
     coerced = coerce(values, kind).values
+    if kind == "text":
+        bag = FeatureContract(name=values.name, type="text", encoding=HashedBag(TEXT_DIMENSIONS))
+        return Encoder([bag]).encode({values.name: coerced}).astype(np.float64)
     if kind != "categorical":
-        return coerced.fill_null(np.nan).to_numpy().astype(np.float64)
+        return coerced.fill_null(np.nan).to_numpy().astype(np.float64)[:, None]
     seen = pl.DataFrame({"level": coerced[:cut], "label": label[:cut]}).drop_nulls("level")
     mean = float(label[:cut].mean())
     table = seen.group_by("level").agg(((pl.col("label").sum() + 10 * mean) / (pl.len() + 10)).alias("mean"))
     joined = pl.DataFrame({"level": coerced}).join(table, on="level", how="left", maintain_order="left")
-    return joined["mean"].fill_null(mean).to_numpy()
+    return joined["mean"].fill_null(mean).to_numpy()[:, None]

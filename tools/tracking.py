@@ -6,14 +6,16 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import JsonValue
 
@@ -47,9 +49,26 @@ _TRANSIENT = frozenset({"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "IN
 
 
 def embedded_uri(root: Path) -> str:
-    """Tracking URI of the MLflow that lives in workspace `root`."""
-    (root / "mlflow").mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{(root / 'mlflow' / 'mlflow.db').absolute()}"
+    """Tracking URI of the MLflow that lives in workspace `root`.
+
+    Raises:
+        ToolRejected: its database is damaged; restore it from a backup.
+    """
+    database = (root / "mlflow" / "mlflow.db").absolute()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    if database.exists():
+        _refuse_damaged(database)
+    return f"sqlite:///{database}"
+
+
+def _refuse_damaged(database: Path) -> None:
+    """MLflow itself would end with an error of its own database library."""
+    with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
+        try:
+            connection.execute("select count(*) from sqlite_master").fetchone()
+        except sqlite3.DatabaseError as exc:
+            if exc.sqlite_errorname in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+                raise ToolRejected(f"{database}: {exc}: restore it from a backup") from exc
 
 
 @contextmanager

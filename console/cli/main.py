@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from console.cli.app import app
 from console.cli.output import fail
-from state.errors import InputError, RetryableError, SteadyError
+from state.errors import InputError, RetryableError, SteadyError, ToolRejected
 
 
 def main() -> None:
@@ -39,6 +39,8 @@ def _code(exc: Exception) -> int:
             return fail(exc.message, exc.remedy)
         case RetryableError():
             return fail(str(exc), "Run it again: it goes on where it stood; `steady status` shows the state", code=1)
+        case ToolRejected():
+            return fail(str(exc), "Correct or restore what is named there, then run it again")
         case SteadyError():
             return fail(str(exc), "`steady status` and `steady audit list` show the state", code=1)
         case typer.Abort():

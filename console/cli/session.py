@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from console import demo as flights_demo
 from console.cli.output import err, out, print_json, say
-from console.preflight import Window, parse_time
+from console.preflight import Window, claim, parse_time
 from console.report import write_report
 from console.services import status
 from console.settings import Settings
@@ -69,6 +69,7 @@ def run_demo(*, full: bool, fresh: bool, keep_running: bool, html: Path | None, 
     if fresh:
         flights_demo.remove(settings)
     with _ended_by_term(), closing(open_workspace(settings, create=True)) as workspace:
+        claim(workspace, flights_demo.MODEL)
         loaded = load_spec(flights_demo.prepare_files(settings, say))
         window = flights_demo.window(full)
         running = start_model(workspace, loaded, window=window, say=say)
@@ -105,8 +106,14 @@ def _check_writable(html: Path | None) -> None:
 def _ended_by_term() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does: with servers and Envoy stopped and the lease given back."""
 
-    def interrupt(_signum: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        # While an event loop runs, Ctrl-C is its to handle: an exception raised here could end in a callback
+        # of a library that swallows it, and the signal would be lost.
+        of_ctrl_c = signal.getsignal(signal.SIGINT)
+        if callable(of_ctrl_c):
+            of_ctrl_c(signum, frame)
+        else:
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

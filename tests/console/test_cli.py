@@ -480,6 +480,12 @@ def test_a_damaged_database_is_named_and_left_as_it_is(
     assert (home / "steady.db").read_bytes() == damaged
 
 
+def test_a_damaged_document_of_the_mesh_is_named(steady: Steady, home: Path) -> None:
+    (home / "mesh").mkdir(exist_ok=True)
+    (home / "mesh" / "parcels.yaml").write_text("kind: [")
+    refused(steady("status", "--home", home), str(home / "mesh" / "parcels.yaml"), "restore")
+
+
 def test_a_damaged_signing_key_is_named(steady: Steady, home: Path) -> None:
     key = home / "keys" / "log_ed25519"
     key.chmod(0o600)

@@ -203,6 +203,44 @@ def test_many_missing_values_and_numbers_in_text_are_read_through(tmp_path: Path
     assert (found["level"], found["zip"]) == ("categorical", "categorical")
 
 
+def test_many_different_sentences_are_text(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    words = [f"word{i}" for i in range(200)]
+    comment = pl.Series("comment", [" ".join(rng.choice(words, 7)) for _ in range(12_000)])
+    assert comment.n_unique() > 10_000
+    result = init(tmp_path, shop(12_000, step=timedelta(minutes=9)).with_columns(comment), suffix="parquet")
+    assert types(result)["comment"] == "text"
+
+
+def test_the_quick_model_reads_text(tmp_path: Path) -> None:
+    """Else gate and objective would hold a model that reads it to next to nothing."""
+    rows = shop().drop("refund", "comment")
+    said = rows["churned"].replace_strict({0: "all was well", 1: "late and broken"}, return_dtype=pl.String)
+    noise = [
+        f" {word} {i}" for i, word in enumerate(np.random.default_rng(1).choice(["red", "box", "call"], len(rows)))
+    ]
+    rows = rows.with_columns((said + pl.Series(noise)).alias("comment"))
+    reached = init(tmp_path, rows.drop("amount"), suffix="parquet").inspection.reached
+    assert reached is not None
+    assert reached > 0.9
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(lambda i: f"c{i}", id="text"),
+    pytest.param(lambda i: int(i), id="number"),
+])  # fmt: skip
+def test_an_entity_with_few_rows_each_is_no_feature(tmp_path: Path, name: Callable[[int], object]) -> None:
+    """Its levels teach the rows they were seen in and nothing else; it stays the unit of assignment."""
+    named = np.random.default_rng(1).integers(0, 1_500, 12_000)
+    rows = shop(12_000, step=timedelta(minutes=9)).drop("customer_id", "refund")
+    rows = rows.with_columns(pl.Series("card", [name(i) for i in named]), pl.Series("engine_rpm", named * 3))
+    result = init(tmp_path, rows, suffix="parquet")
+    assert "card" not in types(result)
+    assert "engine_rpm" in types(result)
+    assert isinstance(result.spec.spec.data, FilesData)
+    assert result.spec.spec.data.entity == ["card"]
+
+
 def test_given_columns_are_taken_as_they_are(tmp_path: Path) -> None:
     spec = init(
         tmp_path, shop(), label="member", time="ordered_at", metric="log_loss", entity=["country", "channel"]

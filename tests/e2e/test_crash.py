@@ -70,17 +70,20 @@ def test_killed_at_random_points_it_ends_as_if_nothing_had_happened(
 ) -> None:
     rng = random.Random(seed)
     home, spec = tmp_path / "ws", datasets.write(tmp_path, "turns")
+    n_killed = 0
     try:
         for _ in range(8):
             before = running.data_plane(home)
             child = running.start("up", spec, *WINDOW, "--json", home=home)
             if ended_or_killed(child, rng.uniform(2.0, 14.0)):
                 break
+            n_killed += 1
             # Who served goes on serving: nothing was started anew that need not be.
             gone = set(before) - set(running.data_plane(home))
             assert not gone or gone <= stopped_by_rollout(home, before)
         last = running.steady("up", spec, *WINDOW, "--json", home=home)
         assert last.code == 0, last.err
+        assert n_killed >= 3
         assert end_of(home, last.json) == undisturbed
         assert running.wait_until_gone(home) == {}
     finally:
@@ -122,6 +125,11 @@ def test_servers_and_envoy_outlive_a_kill_and_are_adopted(tmp_path: Path) -> Non
 
         again = running.start("up", spec, *WINDOW, home=home)
         wait_for_traffic(home, again)
+        assert running.data_plane(home) == left
+
+        # A second one would stop the first one's servers at its end.
+        second = running.steady("up", spec, *WINDOW, home=home)
+        assert (second.code, f"loans is up already: process {again.pid}" in second.err) == (2, True)
         assert running.data_plane(home) == left
 
         again.send_signal(signal.SIGINT)

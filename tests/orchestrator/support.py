@@ -28,7 +28,7 @@ from policies.engine import PolicySet
 from state import audit, log, store
 from state.canonical import digest
 from state.clock import ReplayClock
-from state.decisions import AnyDecision
+from state.decisions import AnyDecision, ApprovalChanged
 from state.goals import Goal
 from state.ids import Uuid7Source
 from state.keys import load_or_create
@@ -159,6 +159,16 @@ class Stage:
             update={"status": status, "answered_by": "bob", "answered_at": self.clock.now(), "comment": comment}
         )
         self.put(row)
+        change: Any = status
+        with self.crew.db.transaction() as conn:
+            log.append(
+                conn,
+                ApprovalChanged(
+                    **self.crew.stamp(), model=MODEL, run_id=row.run_id, actor='User::"bob"',
+                    summary=f"bob {status} {row.action}.", approval_id=row.id, change=change, action=row.action,
+                    action_key=row.action_key, roles=row.roles, reason=comment,
+                ),
+            )  # fmt: skip
         return row
 
     def switch(self, name: str, **body: JsonValue) -> None:

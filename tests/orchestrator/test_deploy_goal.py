@@ -215,3 +215,21 @@ def test_comparing_a_version_measures_it_beside_the_champion_and_stages_nothing(
     assert stage.kinds()[before:] == ["evaluate_candidate"]
     assert goal_of(stage, run).status == "achieved"
     assert stage.weights() == {"1": 100}
+
+
+def test_a_version_that_does_not_exist_calls_off_no_rollout(stage: Stage) -> None:
+    stage.ask("deploy", version="2")
+    stage.settle()
+    stage.answer("approved")
+    stage.settle()
+    on_its_way = {"1": 90, "2": 10}
+    assert stage.weights() == on_its_way
+
+    for intent in ("deploy", "promote", "compare"):
+        run = stage.ask(intent, version="99")
+        stage.settle()
+        goal = goal_of(stage, run)
+        assert (goal.status, goal.outcome) == ("failed", "no_such_version")
+
+    assert stage.weights() == on_its_way
+    assert stage.rollout().status == "running"

@@ -180,6 +180,16 @@ def test_where_neither_version_is_ready_weights_stay_and_a_person_is_called(at: 
     assert [m.text for m in stage.messages() if "not ready to take the traffic back" in m.text]
 
 
+def test_the_block_in_which_training_ended_is_no_part_of_a_drift_window(quick: Quick) -> None:
+    """Blocks of several days stand on the calendar, and a replay may begin inside one."""
+    coarse = {**QUICK["monitoring"], "block": days(4), "drift_window": days(20), "backtest": days(12), "min_blocks": 2}
+    with quick(monitoring=coarse, truth=Truth(rows_per_day=50, history_days=30)) as stage:
+        stage.start()
+        stage.days(22)
+        (drift,) = stage.rows(DetectorRow, id="churn/drift")
+        assert drift.state["level"] == "none"
+
+
 def test_a_loss_that_retraining_does_not_help_closes_as_not_remediable_and_stays_quiet(quick: Quick) -> None:
     calm = {**QUICK["monitoring"], "cadence": days(100)}
     with quick(monitoring=calm) as stage:
@@ -197,6 +207,26 @@ def test_a_loss_that_retraining_does_not_help_closes_as_not_remediable_and_stays
         # Once it has settled at its new level, it is no news any more.
         stage.days(10)
         assert len(stage.incidents()) == known
+        stage.check_books()
+
+
+def test_a_win_whose_candidate_misses_a_gate_says_so_and_the_next_win_is_tried_again(quick: Quick) -> None:
+    with quick(monitoring={**QUICK["monitoring"], "cadence": days(3)}) as stage:
+        stage.start()
+        strict = type(stage.spec.gates[0])(metric="roc_auc", op=">=", value=0.99)
+        stage.spec = stage.spec.model_copy(update={"gates": [strict]})
+        stage.world._specs["churn"] = stage.spec
+        stage = stage.again()
+        stage.drift("concept", 0.5)
+        stage.days(24)
+
+        incidents = [i for i in stage.incidents() if i.signal == "challenger_better"]
+        assert len(incidents) >= 2
+        assert {i.resolution for i in incidents} == {"gates_failed"}
+        assert stage.weights() == {"1": 100}
+        # Newer rows make another candidate: only the cadence paces it, not the size of the last win.
+        assert stage.kinds().count("train_candidates") == 1 + len(stage.incidents())
+        assert stage.rows(DetectorRow, id="churn/quiet/challenger_better") == []
         stage.check_books()
 
 

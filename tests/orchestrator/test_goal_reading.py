@@ -118,6 +118,11 @@ def test_an_unknown_metric_is_refused_by_name_with_those_that_are_known() -> Non
         pytest.param({"intent": "deploy", "strategy": "yolo"}, "strategy", id="unknown-strategy"),
         pytest.param({"intent": "deploy", "version": 7}, "version", id="a-number-for-a-text"),
         pytest.param(
+            {"intent": "maintain", "objectives": [{"metric": "roc_auc", "op": ">=", "value": float("nan")}]},
+            "objectives.0.value",
+            id="no-number-at-all",
+        ),
+        pytest.param(
             {"intent": "maintain", "objectives": [{"metric": "joy", "op": ">=", "value": 1}]},
             "objectives.0.metric",
             id="nested",

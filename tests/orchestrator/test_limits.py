@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from evals.world.records import Condition
+from orchestrator.context import _labels
 from state.rows import ApprovalRow, RunRow
 from tests.orchestrator.conftest import At, Quick
 from tests.orchestrator.support import Stage
@@ -163,3 +164,15 @@ def test_a_person_who_says_no_to_the_next_step_gets_the_old_champion_back(at: At
     assert stage.kinds("promote") == ["promote"]
     assert [i.status for i in stage.incidents()] == ["open"]
     stage.crew.db.close()
+
+
+def test_labels_of_weekly_rows_are_not_stale_between_two_weeks(quick: Quick) -> None:
+    with quick() as stage:
+        stage.start()
+        stage.clock.advance_to(stage.clock.now() + timedelta(days=12))
+        weekly = stage.spec.monitoring.model_copy(update={"block": timedelta(days=7)})
+        ages = []
+        for spec in (stage.spec, stage.spec.model_copy(update={"monitoring": weekly})):
+            with stage.crew.db.transaction() as conn:
+                ages.append(_labels(stage.crew, conn, spec)["fresh_label_age_min"])
+        assert ages[0] > 7 * 24 * 60 > ages[1]  # type: ignore[operator]

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import sqlalchemy as sa
@@ -14,12 +15,12 @@ from state import audit, log
 from state.audit import AuditResult
 from state.canonical import canonical_json
 from state.database import Database
-from state.decisions import Genesis
+from state.decisions import ApprovalChanged, Genesis
 from state.errors import InputError
 from state.keys import Signer
 from state.leases import Fence
 from state.merkle import leaf_hash
-from tests.state.support import AT, IDS, Sql, commit, observation, proposal, walk
+from tests.state.support import AT, IDS, Sql, allowing, commit, observation, proposal, walk
 
 SIGNER = Signer("steadyhand.test/log", bytes(32))
 
@@ -410,7 +411,7 @@ def test_a_file_that_is_no_export_is_named_with_its_line(tmp_path: Path, content
 
     with pytest.raises(InputError, match=f"export.jsonl {named}") as caught:
         audit.verify(path, None, SIGNER.vkey)
-    assert "steady audit export" in caught.value.remedy
+    assert "steady audit verify --write-export" in caught.value.remedy
 
 
 def test_missing_files_and_folders_are_named(db: Database, tmp_path: Path) -> None:
@@ -456,3 +457,35 @@ def test_checkpoints_without_any_key_are_a_problem(db: Database, tmp_path: Path)
 def test_an_empty_log_is_in_order(db: Database, tmp_path: Path) -> None:
     assert audit.verify(db, None, None).ok
     assert audit.verify(exported(db, tmp_path), None, None).ok
+
+
+def answered(change: Literal["approved", "rejected"], key: str) -> ApprovalChanged:
+    return ApprovalChanged(
+        decision_id=IDS.new_id(), at=AT, recorded_at=AT, actor='User::"ann"', summary=f"ann {change} it.",
+        approval_id="a1", change=change, action="train_candidates", action_key=key, roles=["approver"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answers", "sound"),
+    [
+        pytest.param([("approved", "k1")], True, id="a-yes-before-it"),
+        pytest.param([], False, id="a-row-that-somebody-wrote-by-hand"),
+        pytest.param([("rejected", "k1")], False, id="a-no"),
+        pytest.param([("approved", "k2")], False, id="a-yes-to-another-action"),
+    ],
+)
+def test_an_action_on_an_approval_that_nobody_recorded_is_found(
+    db: Database, tmp_path: Path, answers: list[tuple[Literal["approved", "rejected"], str]], sound: bool
+) -> None:
+    decision = allowing(proposal(), "k1", facts={"approved_by": ["approver"]}, approval_id="a1")
+    with db.transaction() as conn:
+        for change, key in answers:
+            log.append(conn, answered(change, key))
+        log.append(conn, decision)
+        if not answers:
+            log.append(conn, answered("approved", "k1"))  # afterwards is too late
+    log.checkpoint(db, SIGNER, tmp_path / "second")
+    result = verify(db, tmp_path / "second")
+    assert result.ok is sound
+    assert sound or found(result, "allows train_candidates on approval a1, which no record before it gives")

@@ -438,3 +438,13 @@ def test_folder_values_and_compressed_csv_are_read(tmp_path: Path) -> None:
     import_files(tmp_path / "ws", spec("rows"), tmp_path)
 
     assert rows_of(tmp_path / "ws")["shop"].value_counts().sort("shop").rows() == [("a", 8), ("b", 8)]
+
+
+def test_a_feature_may_have_any_name_that_is_not_reserved(tmp_path: Path) -> None:
+    features = [*FEATURES[1:], {"name": "known", "type": "numeric"}]
+    frame().rename({"amount": "known"}).write_parquet(tmp_path / "rows.parquet")
+    import_files(tmp_path / "ws", spec("rows.parquet", features=features), tmp_path)
+    rows = training_window(tmp_path / "ws", "churn", start=None, end=None, as_of=START + timedelta(days=10))
+    assert rows.height == 80
+    assert rows["known"].max() > 1  # type: ignore[operator]
+    assert set(rows["label"]) == {0.0, 1.0}

@@ -1,0 +1,97 @@
+"""One process looks after a model: who comes second is refused before it touches a file."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from console import demo
+from console.preflight import claim
+from console.settings import Settings
+from console.wiring import this_process
+from console.workspace import Workspace, open_workspace
+from state import leases
+from state.errors import InputError
+from tools.processes import start_ticks
+
+SCOPE = "model/flights"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "ws")
+
+
+@pytest.fixture
+def workspace(settings: Settings) -> Iterator[Workspace]:
+    with closing(open_workspace(settings, create=True)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
+    """Another process of this machine."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield child
+    child.kill()
+    child.communicate()
+
+
+def give_lease(workspace: Workspace, pid: int) -> None:
+    owner = f"{socket.gethostname()}/{pid}/{start_ticks(pid)}"
+    with workspace.db.transaction() as conn:
+        assert leases.acquire(conn, SCOPE, owner, 60) is not None
+
+
+def owner_of(workspace: Workspace) -> str | None:
+    with workspace.db.snapshot() as conn:
+        lease = leases.holder(conn, SCOPE)
+    return lease.owner if lease else None
+
+
+def test_a_claim_holds_before_the_first_look(workspace: Workspace) -> None:
+    claim(workspace, "flights")
+    assert owner_of(workspace) == this_process()
+    claim(workspace, "flights")
+
+
+def test_a_model_that_a_living_process_looks_after_is_refused(
+    workspace: Workspace, other: subprocess.Popen[bytes]
+) -> None:
+    give_lease(workspace, other.pid)
+    with pytest.raises(InputError, match=f"flights is up already: process {other.pid}"):
+        claim(workspace, "flights")
+
+
+def test_a_dead_owner_is_taken_over_at_once(workspace: Workspace, other: subprocess.Popen[bytes]) -> None:
+    give_lease(workspace, other.pid)
+    other.kill()
+    other.wait()
+    claim(workspace, "flights")
+    assert owner_of(workspace) == this_process()
+
+
+def test_a_fresh_start_takes_no_workspace_away_from_a_living_process(
+    settings: Settings, workspace: Workspace, other: subprocess.Popen[bytes]
+) -> None:
+    give_lease(workspace, other.pid)
+    with pytest.raises(InputError, match=f"process {other.pid}"):
+        demo.remove(settings)
+    assert (settings.home / "steady.db").exists()
+    other.kill()
+    other.wait()
+    demo.remove(settings)
+    assert not settings.home.exists()
+
+
+def test_a_damaged_workspace_is_removed(settings: Settings, workspace: Workspace) -> None:
+    workspace.close()
+    (settings.home / "steady.db").write_bytes(b"no database" * 1000)
+    demo.remove(settings)
+    assert not settings.home.exists()
