@@ -30,7 +30,14 @@ from tools.experiment import paired_comparison
 from tools.ports import PipelineRequest, PipelineRun, Platform
 
 DEPARTURES = frozenset(
-    {"covariate_shift_harmful", "covariate_shift_harmless", "concept_drift", "prior_shift", "stale_model"}
+    {
+        "covariate_shift_harmful",
+        "covariate_shift_harmless",
+        "concept_drift",
+        "prior_shift",
+        "stale_model",
+        "insufficient_evidence",
+    }
 )
 """Causes of open incidents whose backtest is worth waiting for."""
 

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from console.workspace import Workspace, domain_now, require_role
 from orchestrator.goals.reading import read_goal
+from orchestrator.promises import promise_id
 from state import log, store
 from state.clock import WallClock
 from state.decisions import ApprovalChanged, Commanded
@@ -47,10 +48,12 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
     """
     user = require_role(workspace, "operator")
     goal = read_goal(text)
+    _refuse_unserved(goal)
     stamp = _stamp(workspace)
     with workspace.db.transaction() as conn:
         model = known_model(conn, goal.model)
         version = _resolve_version(conn, model, goal.version)
+        _refuse_unmeasured(conn, model, goal)
         goal = goal.model_copy(update={"model": model, "version": version})
         row = GoalRow(
             id=_IDS.new_id(), model=model, status="active", standing=goal.intent == "maintain",
@@ -69,6 +72,32 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
             ),
         )  # fmt: skip
     return row
+
+
+UNSERVED = ("constraints", "window", "deadline", "every", "traffic_percent")
+
+
+def _refuse_unserved(goal: Goal) -> None:
+    """A key that nothing acts upon is refused: a goal that is half kept would look like one that is kept."""
+    given = [name for name in UNSERVED if getattr(goal, name) not in (None, [])]
+    if goal.strategy not in (None, "canary"):
+        given.append("strategy")
+    if given:
+        raise InputError(
+            f"goal: {', '.join(given)} is not carried out yet", remedy="Leave it out; the spec's rollout decides"
+        )
+
+
+def _refuse_unmeasured(conn: Connection, model: str, goal: Goal) -> None:
+    """A bound is watched on the metric that the model is judged by."""
+    row = store.get(conn, ModelRow, model)
+    judged_by = row.spec["objective"]["metric"] if row is not None else None  # type: ignore[index,call-overload]
+    other = [objective.metric for objective in goal.objectives if objective.metric != judged_by]
+    if other:
+        raise InputError(
+            f"goal: {other[0]} is not what {model} is judged by",
+            remedy=f"State the goal in {judged_by}, or change objective.metric in the spec",
+        )
 
 
 def _run_for(row: GoalRow, goal: Goal, at: datetime) -> RunRow:
@@ -233,6 +262,7 @@ def _model_status(conn: Connection, row: ModelRow, documents: DocumentStore) -> 
     runs = store.select(conn, RunRow, model=row.id, status=["ready", "waiting"])
     actions = store.select(conn, ActionRow, model=row.id)
     open_incidents = store.select(conn, IncidentRow, model=row.id, status="open")
+    goals = store.select(conn, GoalRow, model=row.id, status="active")
     newest = rollouts[0] if rollouts else None
     stored = documents.read(row.id)
     return {
@@ -245,10 +275,18 @@ def _model_status(conn: Connection, row: ModelRow, documents: DocumentStore) -> 
         "rollout": None
         if newest is None
         else {"candidate": newest.candidate, "status": newest.status, "phase": newest.phase},
+        "goals": [{"id": g.id, "text": g.text, **_kept(conn, row.id, g)} for g in goals if g.standing],
         "open_incidents": [{"id": i.id, "title": i.title, "cause": i.cause} for i in open_incidents],
         "runs": [{"id": r.id, "for": r.subject_kind, "waits_for": r.waits_for, "step": _step(r)} for r in runs],
         "actions": {state: sum(a.state == state for a in actions) for state in sorted({a.state for a in actions})},
     }
+
+
+def _kept(conn: Connection, model: str, goal: GoalRow) -> dict[str, Any]:
+    """How a standing goal stands: its metric over the newest matured blocks, and whether that keeps it."""
+    state = store.get(conn, DetectorRow, promise_id(model, goal.id))
+    known = state.state if state is not None else {}
+    return {"kept": known.get("kept"), "value": known.get("value")}
 
 
 def _step(run: RunRow) -> str:

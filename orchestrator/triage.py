@@ -101,6 +101,7 @@ TITLES = {
     "data_fault": "faulty data arrives",
     "serving_fault": "the champion's server fails",
     "loss_alarm": "predictions have become worse",
+    "goal_missed": "a standing goal is missed",
     "major_drift": "the inputs have moved",
     "challenger_better": "a newer fit would serve people better",
 }

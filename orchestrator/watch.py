@@ -13,6 +13,7 @@ from agents.base import matured_until
 from agents.monitoring import Measured, Watch, decode_profile, look, reference_profile, sentence
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
+from orchestrator.promises import missed_goals
 from orchestrator.signals import Signal
 from orchestrator.triage import days_of_block, take_in
 from state import store
@@ -180,7 +181,19 @@ def _judge_losses(
     state: dict[str, Any] = dict(detector.state())
     store.put(conn, DetectorRow(id=f"{spec.model}/loss/{champion}", model=spec.model, state=state), fence=fence)
     signal = _alarm(conn, spec, champion, detector, bad, fence) if detector.alarm else None
-    return [signal] if signal is not None else []
+    newest = _newest_losses(conn, spec, champion, bad)
+    missed = missed_goals(conn, spec, list(newest.values()), evidence_block=max(newest, default=""), fence=fence)
+    return [*([signal] if signal is not None else []), *missed]
+
+
+def _newest_losses(conn: Connection, spec: ModelSpec, champion: str, bad: set[str]) -> dict[str, float]:
+    """Block -> loss of the champion's newest matured blocks, newest first, quarantined days left out."""
+    rows = store.select(conn, BlockRow, model=spec.model, topic="loss", order="block", newest_first=True, limit=28)
+    return {
+        row.block: float(str(row.body["loss"]))
+        for row in rows
+        if row.body.get("version") == champion and not bad & set(days_of_block(row.block, spec))
+    }
 
 
 ALARM_BLOCKS = 7

@@ -246,7 +246,12 @@ def _check_values(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -
 def _check_numeric(checks: _Checks, history: FeatureCounts, day: FeatureCounts, bins: NumericBins) -> None:
     if int(day.n_valid[0]) < MIN_ROWS or len(history.n_rows) < MIN_HISTORY:
         return
+    n_unseen = int(day.status("novel")[0]) + int(day.below[0]) + int(day.above[0])
+    novel_share = n_unseen / max(int(day.n_valid[0]), 1)
     step = unit_step(history, day)
+    if bins.transform == "exact" and novel_share < NOVEL_STEP:
+        # A column of few distinct values (a month, a size) changes its unit only by showing values that it never had.
+        step = None
     detail = ""
     if step is not None:
         also = f" (or {', '.join(step.others)})" if step.others else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -215,11 +216,20 @@ def _numbers(outputs: Mapping[str, Any]) -> dict[str, float]:
     cv = outputs.get("cv", {})
     numbers = {
         **outputs.get("metrics", {}),
-        **{f"importance.{name}": value for name, value in outputs.get("importance", {}).items()},
+        **{
+            f"importance.{_tracked_name(name, at)}": value
+            for at, (name, value) in enumerate(outputs.get("importance", {}).items())
+        },
         **({f"cv_{cv['metric']}": cv["value"], "cv_loss": cv["loss"]} if cv else {}),
         **{name: outputs[name] for name in ("n_rows", "holdout_rows", "onnx_parity_error") if name in outputs},
     }
     return {name: float(value) for name, value in numbers.items()}
+
+
+def _tracked_name(feature: str, at: int) -> str:
+    """The feature's name where MLflow takes it as a key, else what it takes of it and the feature's place."""
+    kept = re.sub(r"[^\w\-. :]", "_", feature)[:200]
+    return feature if kept == feature else f"{kept}.{at}"
 
 
 def _gate_tags(outputs: Mapping[str, Any]) -> dict[str, str]:

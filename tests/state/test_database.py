@@ -168,7 +168,7 @@ def test_text_that_is_not_utf8_is_named_with_a_remedy(tmp_path: Path) -> None:
 def test_a_database_without_our_tables_asks_for_an_upgrade(url: str) -> None:
     with Database.open(url) as db, pytest.raises(InputError) as caught, db.snapshot() as conn:
         store.select(conn, DetectorRow)
-    assert "steady init" in caught.value.remedy
+    assert "steady status" in caught.value.remedy
 
 
 def test_a_broken_constraint_is_not_worth_a_retry(db: Database, sql: Sql) -> None:

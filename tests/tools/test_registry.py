@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import _validate_metric_name
 from pydantic import JsonValue
 
 from state.contract import Contract
@@ -22,7 +23,7 @@ from tools.fits import few_threads
 from tools.onnx_export import export_onnx
 from tools.packaging import check_package, write_package
 from tools.registry import MlflowModels, register_package
-from tools.tracking import TrackedRun, Tracking, embedded_uri
+from tools.tracking import TrackedRun, Tracking, _numbers, embedded_uri
 
 pytestmark = pytest.mark.xdist_group("mlflow")
 
@@ -256,3 +257,12 @@ def test_nothing_is_printed_and_nothing_phones_home(tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_importance_is_tracked_whatever_the_features_are_called() -> None:
+    names = ["plain", "größe", "価格", "price (EUR)", "price [EUR]", "a/../b", "/x", "100%", "x" * 400]
+    numbers = _numbers({"importance": {name: float(at) for at, name in enumerate(names)}})
+    assert sorted(numbers.values()) == [float(at) for at in range(len(names))]
+    assert "importance.größe" in numbers
+    for name in numbers:
+        _validate_metric_name(name)  # type: ignore[no-untyped-call]  # MLflow has no annotations here
