@@ -184,7 +184,7 @@ def _odd_even(reference: Profile) -> DriftLook:
 
 
 def _drift_windows(year: Year, reference: Profile) -> list[DriftLook]:
-    """The windows that the loop tests, each once, and July against the training months as FACTS has it."""
+    """The windows that the loop tests, each once, and July against the training months."""
     spec = year.spec.monitoring
     live = year.traffic_profile(reference, year.frame.filter(pl.col("event_time") >= LIVE))
     looks: list[DriftLook] = []
