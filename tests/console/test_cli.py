@@ -138,7 +138,8 @@ def test_status_tells_models_traffic_waits_and_questions(steady: Steady, told: P
     assert set(state) == {"home", "user", "domain_time", "halted", "policy_sha256", "models", "approvals"}
     [model] = state["models"]
     assert set(model) == {
-        "model", "status", "held", "champion", "champion_since", "weights", "rollout", "goals", "open_incidents", "runs", "actions",
+        "model", "status", "held", "champion", "champion_since", "weights", "rollout", "goals",
+        "open_incidents", "runs", "actions",
     }  # fmt: skip
     assert (model["model"], model["champion"], model["held"]) == ("parcels", "2", False)
     assert model["runs"][0]["waits_for"] == "approval of promote"
