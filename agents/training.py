@@ -21,13 +21,13 @@ from agents.base import (
     specialist,
     text_arg,
 )
-from state.canonical import digest
 from state.contract import Contract
 from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
 from state.spec import ModelSpec, RecipeTraining
 from tools.experiment import paired_comparison
 from tools.ports import PipelineRequest, PipelineRun, Platform
+from tools.training_rows import recipe_sha256
 
 DEPARTURES = frozenset(
     {
@@ -73,17 +73,6 @@ def judge(situation: Situation, reading: dict[str, Any]) -> Move:
             return proposal(situation, "training", args, "the trained candidate met its gates and needs a version")
         case _:
             return Wait(until=None, waits_for=f"the training agent has no move for {situation.step}")
-
-
-def recipe_digest(spec: ModelSpec) -> str:
-    """Digest of what training does: the recipe, the features and the objective."""
-    return digest(
-        {
-            "training": spec.training.model_dump(mode="json"),
-            "features": [feature.model_dump(mode="json") for feature in spec.features],
-            "objective": spec.objective.model_dump(mode="json"),
-        }
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +148,7 @@ def _judge_backtest(situation: Situation, reading: dict[str, Any]) -> Move:
     until = matured_until(situation.now, spec.data.label.delay)
     start = until - spec.monitoring.backtest
     args: dict[str, JsonValue] = {
-        "recipe_sha256": recipe_digest(spec),
+        "recipe_sha256": recipe_sha256(spec),
         "champion": situation.champion,
         "fit_until": start.isoformat(),
         "compare_from": start.isoformat(),
@@ -183,7 +172,7 @@ def _judge_training(situation: Situation, reading: dict[str, Any]) -> Move:
         until = matured_until(situation.now, timedelta(0))
     start = until - spec.training.window if spec.training.window else None
     args: dict[str, JsonValue] = {
-        "recipe_sha256": recipe_digest(spec),
+        "recipe_sha256": recipe_sha256(spec),
         "start": start.isoformat() if start else None,
         "end": until.isoformat(),
         "as_of": (until + spec.data.label.delay).isoformat(),
