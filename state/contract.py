@@ -37,6 +37,8 @@ Scalar: TypeAlias = str | int | float | bool | None
 
 ONE_HOT_LEVELS = 12
 MAX_LEVELS = 10_000
+SMOOTHING_ROWS = 50.0
+"""Rows of the overall mean that are added to every level of a target mean."""
 TEXT_DIMENSIONS = 32
 
 
@@ -182,7 +184,7 @@ def fit_encoder(
     *,
     task: Task,
     min_count: int = 1,
-    smoothing: float = 50.0,
+    smoothing: float = SMOOTHING_ROWS,
 ) -> tuple[FeatureContract, ...]:
     """Choose each feature's encoding and bounds from the training rows.
 

@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from state.contract import Encoder, FeatureContract, Task, fit_encoder
 from state.errors import InputError
 from state.spec import Candidate, Feature
+from tools.cross_fit import training_matrix
 from tools.training_rows import Rows
 
 log = logging.getLogger(f"steadyhand.{__name__}")
@@ -77,7 +78,7 @@ def fit_model(
     seed: int,
     features: tuple[FeatureContract, ...] | None = None,
 ) -> FittedModel:
-    """Fit `candidate` on `rows`; `features` None fits the encoder on them too.
+    """Fit `candidate` on `rows`; `features` None fits the encoder on them too. Target means are cross-fitted.
 
     The rows are rounded to float32 before the estimator sees them: one trained on float64 disagrees with
     its ONNX export by up to 1e-2 where a value lies on a threshold.
@@ -92,7 +93,7 @@ def fit_model(
         )
     if features is None:
         features = fit_encoder(rows.columns, rows.label, declared, task=task)
-    matrix = Encoder(features).encode(rows.columns)
+    matrix = training_matrix(rows, features, task=task)
     # Boosted trees fail on a column without any value (scikit-learn 1.9); a constant one is never split on.
     matrix[:, np.isnan(matrix).all(axis=0)] = 0.0
     label = rows.label if task == "regression" else rows.label.astype(np.int64)
