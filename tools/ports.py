@@ -156,7 +156,7 @@ class ServiceSample:
     latency_buckets_ms: Mapping[float, int]
     """Cumulative counts by upper bound; the last bound is infinity."""
     source: str
-    """Changes when the counters restarted; two samples of different sources give no window."""
+    """Changes when the counters restarted at zero."""
 
 
 class Metrics(Protocol):
@@ -185,6 +185,9 @@ class Outcomes(Protocol):
         """Prediction records with event time in [start, end), once per request id: `request_id, entity,
         event_time, version, mirrored, score` (probability of class 1, or the number; list for multiclass),
         `flags`, and one column a feature. Mirrored records are left out."""
+
+    def revisions(self, model: str) -> Mapping[str, int]:
+        """Event day (ISO date) -> a number that rises whenever prediction records of that day were added; reads no row."""
 
     def record(self, model: str, labels: pl.DataFrame, *, key: str) -> int:
         """Store `request_id, label, available_at`, once per `key`; returns the number of new rows."""

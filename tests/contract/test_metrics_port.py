@@ -152,3 +152,7 @@ def test_a_proxy_that_starts_again_counts_from_zero_under_another_source(traffic
     assert after.n_requests == 0
     assert after.source != before.source
     assert window(before, after) is None
+
+    n_sent = traffic.send()
+    seen = window(before, sample(traffic))
+    assert seen is not None and seen.n_requests == n_sent

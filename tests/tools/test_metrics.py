@@ -61,13 +61,19 @@ def test_a_window_is_the_difference_of_two_samples() -> None:
         pytest.param(ZERO, None, id="no-second-sample"),
         pytest.param(HUNDRED, HUNDRED, id="nothing-asked"),
         pytest.param(HUNDRED, ZERO, id="counters-restarted"),
-        pytest.param(ZERO, replace(HUNDRED, source="b"), id="another-process"),
+        pytest.param(HUNDRED, replace(ZERO, source="b"), id="another-process-that-was-asked-nothing"),
         pytest.param(replace(ZERO, n_errors=5), HUNDRED, id="errors-went-back"),
         pytest.param(replace(ZERO, latency_buckets_ms={10.0: 60}), HUNDRED, id="latencies-went-back"),
     ],
 )
 def test_no_data_is_none_and_never_zero(before: ServiceSample | None, after: ServiceSample | None) -> None:
     assert window(before, after) is None
+
+
+def test_counters_of_another_process_began_at_zero_after_the_first_sample() -> None:
+    before = replace(HUNDRED, n_requests=70, latency_buckets_ms={10.0: 70, math.inf: 70})
+
+    assert window(before, replace(HUNDRED, source="b")) == window(ZERO, HUNDRED)
 
 
 def test_requests_that_the_version_did_not_answer_have_no_latency() -> None:
