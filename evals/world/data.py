@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
 from evals.world.faults import port_call
 from evals.world.records import Recorded
+from evals.world.truth import LATE_BY
 from evals.world.world import World, empty_labels, matrix_digest, midnight
 from state.clock import utc
 from state.errors import ToolRejected
@@ -50,6 +52,19 @@ class WorldOutcomes:
     def predictions(self, model: str, *, start: datetime, end: datetime) -> pl.DataFrame:
         _known(self.world, model)
         return predictions(self.world, model, start=start, end=end)
+
+    @port_call("outcomes.revisions")
+    def revisions(self, model: str) -> Mapping[str, int]:
+        """The number of records, by event day."""
+        _known(self.world, model)
+        counts: Counter[str] = Counter()
+        is_late = any(drift.kind == "late_rows" for drift in self.world.model(model).truth.drifts)
+        for served in self.world.model(model).days:
+            record = self.world.served(model, served.day)
+            if record is not None and record.predictions.height:
+                days = record.predictions["event_time"].dt.strftime("%Y-%m-%d").to_list() if is_late else [served.day]
+                counts.update(days if is_late else {served.day: record.predictions.height})
+        return dict(counts)
 
     @port_call("outcomes.record", effect=True)
     def record(self, model: str, labels: pl.DataFrame, *, key: str) -> int:
@@ -102,9 +117,12 @@ def history(world: World, model: str, *, start: datetime | None, end: datetime |
 
 def predictions(world: World, model: str, *, start: datetime, end: datetime) -> pl.DataFrame:
     frames = []
+    late = timedelta(0)
+    if any(drift.kind == "late_rows" for drift in world.model(model).truth.drifts):
+        late = LATE_BY
     for served in world.model(model).days:
         day = midnight(datetime.fromisoformat(served.day).date())
-        if day + timedelta(days=1) > start and day < end:
+        if day + timedelta(days=1) > start and day < end + late:
             record = world.served(model, served.day)
             if record is not None:
                 frames.append(record.predictions)

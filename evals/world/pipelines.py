@@ -159,7 +159,11 @@ class WorldPipelines:
         rows = rows.filter(~pl.col("event_time").dt.strftime("%Y-%m-%d").is_in(days))
         if rows.is_empty():
             raise ToolRejected(f"{run.model}: no labelled rows before {end.isoformat()}")
-        return rows.sort("event_time", "request_id")
+        rows = rows.sort("event_time", "request_id")
+        if not run.shuffled:
+            return rows
+        order = np.random.default_rng(self.world.state.seed).permutation(rows.height)
+        return rows.with_columns(label=rows["label"].gather(order))
 
 
 def _seen(key: str, run: Run) -> PipelineRun:

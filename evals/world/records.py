@@ -36,6 +36,8 @@ class Run:
     status: Literal["running", "succeeded", "failed"] = "running"
     polls_left: int = 1
     will_fail: bool = False
+    shuffled: bool = False
+    """Trained on shuffled labels: a model that learned nothing."""
     lost: bool = False
     """Its process died with the control plane; submitted again under its key, it starts over."""
     outputs: dict[str, JsonValue] = field(default_factory=dict)

@@ -72,7 +72,7 @@ def record_day(rows: Day, served: ServedDay, *, fitted: Mapping[str, Fitted], mo
         pl.Series("version", [served.arms[i].version for i in chosen], pl.Utf8),
         pl.lit(value=False).alias("mirrored"),
         pl.Series("score", score, pl.Float64),
-        pl.lit([], pl.List(pl.Utf8)).alias("flags"),
+        pl.Series("flags", [["extra:note"] if extra else [] for extra in rows.extra], pl.List(pl.Utf8)),
     )
     order = ["request_id", "entity", "event_time", "version", "mirrored", "score", "flags"]
     features = [name for name in frame.columns if name not in order]

@@ -22,8 +22,14 @@ LEVELS = ("a", "b", "c", "d")
 WORDS = ("late", "refund", "broken", "thanks", "again", "blue", "order", "size")
 DriftKind: TypeAlias = Literal[
     "concept", "signal_loss", "prior", "covariate", "segment", "unit", "skew", "missing", "new_level", "label_flip",
-    "late_labels", "no_rows", "volume",
+    "label_lost", "label_missing", "late_labels", "no_rows", "volume", "repeated", "late_rows", "extra",
 ]  # fmt: skip
+
+
+_SHARES: tuple[DriftKind, ...] = (
+    "prior", "label_flip", "label_lost", "label_missing", "late_labels", "repeated", "late_rows", "extra",
+)  # fmt: skip
+LATE_BY = timedelta(days=21)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +41,10 @@ class Drift:
     until: str | None = None
     """First day without the change; None lasts for ever."""
     magnitude: float = 1.0
-    """concept: 0-1 of a quarter turn of the true coefficients; signal_loss, missing, new_level, label_flip, skew:
-    a ratio; prior: logits; covariate: standard deviations; unit, volume: a factor; late_labels: extra days."""
+    """concept: 0-1 of a quarter turn of the true coefficients; signal_loss, missing, new_level, skew: a ratio;
+    label_flip, label_lost (class 1 reported as 0), label_missing: a ratio of the labels; repeated (sent twice),
+    late_rows (sent with the event time of three weeks ago), extra (with an unknown column): a ratio of the rows;
+    prior: logits; covariate: standard deviations; unit, volume: a factor; late_labels: extra days."""
     features: tuple[str, ...] = ()
     """The affected features; empty means all of the fitting type."""
     level: str | None = None
@@ -86,6 +94,8 @@ class Day:
     """What really happened."""
     labels: pl.DataFrame
     """`request_id, label, available_at` as the label pipeline reports them; rows that never get one are left out."""
+    extra: NDArray[np.bool_]
+    """Which rows come with a column that no contract knows; shape (n_rows,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +111,7 @@ def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
     # Faults draw from a source of their own, so that the healthy twin of a scenario has the same rows.
     fault_rng = np.random.default_rng([seed, zlib.crc32(f"{spec.model}/faults".encode()), day.toordinal()])
     n_rows = _row_count(truth, day, rng)
-    shares = {kind: _total(truth, kind, day) for kind in ("prior", "label_flip", "late_labels")}
+    shares = {kind: _total(truth, kind, day) for kind in _SHARES}
     inputs = _inputs(spec, truth, day, n_rows, rng, fault_rng)
     score = _true_score(spec, truth, seed, day, inputs) + rng.normal(0.0, truth.day_sd) + shares["prior"]
     if spec.task == "regression":
@@ -116,15 +126,35 @@ def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
     request_id = pl.Series("request_id", [f"{spec.model}-{day.isoformat()}-{i:06d}" for i in range(n_rows)], pl.Utf8)
     entity = pl.Series("entity", [f"e{i:05d}" for i in rng.integers(0, truth.n_entities, n_rows)], pl.Utf8)
     frame = pl.DataFrame([request_id, entity, event_time.cast(pl.Datetime("us", "UTC")), *inputs.recorded.values()])
-    reported = outcome.copy()
-    if spec.task != "regression":
-        flipped = fault_rng.random(n_rows) < shares["label_flip"]
-        reported[flipped] = 1.0 - reported[flipped]
+    reported = _reported(spec, outcome, shares, fault_rng)
     delay = spec.data.label.delay + timedelta(days=shares["late_labels"])
     labels = frame.select(
         "request_id", pl.Series("label", reported, pl.Float64), (pl.col("event_time") + delay).alias("available_at")
     ).filter(pl.Series(rng.random(n_rows) >= truth.unlabelled_ratio))
-    return Day(frame=frame, expected=expected, outcome=outcome, labels=labels)
+    if shares["label_missing"]:
+        labels = labels.filter(pl.Series(fault_rng.random(labels.height) >= shares["label_missing"]))
+    late = fault_rng.random(n_rows) < shares["late_rows"]
+    frame = frame.with_columns(pl.col("event_time") - pl.Series(late).cast(pl.Int64) * LATE_BY)
+    extra = fault_rng.random(n_rows) < shares["extra"]
+    again = np.flatnonzero(fault_rng.random(n_rows) < shares["repeated"])
+    # The same row again is another request: with an id, and no label, of its own.
+    copies = frame[again].with_columns(pl.col("request_id") + "-again")
+    rows = np.concatenate([np.arange(n_rows), again])
+    return Day(
+        frame=pl.concat([frame, copies]), expected=expected[rows], outcome=outcome[rows], labels=labels,
+        extra=extra[rows],
+    )  # fmt: skip
+
+
+def _reported(spec: ModelSpec, outcome: Floats, shares: dict[DriftKind, float], rng: np.random.Generator) -> Floats:
+    """The labels as their pipeline reports them."""
+    reported = outcome.copy()
+    if spec.task != "regression":
+        flipped = rng.random(len(outcome)) < shares["label_flip"]
+        reported[flipped] = 1.0 - reported[flipped]
+    if shares["label_lost"]:
+        reported[rng.random(len(outcome)) < shares["label_lost"]] = 0.0
+    return reported
 
 
 def _row_count(truth: Truth, day: date, rng: np.random.Generator) -> int:

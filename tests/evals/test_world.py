@@ -170,6 +170,19 @@ def wrong_label_ratio(day: Day) -> float:
     return float((day.labels["label"] != pl.Series(truth)).sum() / day.labels.height)
 
 
+def unlabelled_ratio(day: Day) -> float:
+    return 1 - day.labels.height / day.frame.height
+
+
+def repeated_ratio(day: Day) -> float:
+    return 1 - day.frame.drop("request_id").n_unique() / day.frame.height
+
+
+def late_ratio(day: Day) -> float:
+    newest = pl.col("event_time").max()
+    return day.frame.filter(pl.col("event_time") < newest - pl.duration(days=20)).height / day.frame.height
+
+
 def label_age_days(day: Day) -> float:
     rows = day.labels.join(day.frame, on="request_id")
     return float(np.median((rows["available_at"] - rows["event_time"]).dt.total_days().to_numpy()))
@@ -183,7 +196,12 @@ def label_age_days(day: Day) -> float:
         pytest.param("missing", 0.5, null_ratio, 0.35, 0.65, id="missing-values"),
         pytest.param("new_level", 0.3, new_level_ratio, 0.15, 0.45, id="a-new-level"),
         pytest.param("label_flip", 0.5, wrong_label_ratio, 0.35, 0.65, id="flipped-labels"),
+        pytest.param("label_lost", 1.0, lambda day: day.labels["label"].mean(), 0, 0, id="lost-labels"),
+        pytest.param("label_missing", 0.5, unlabelled_ratio, 0.35, 0.65, id="missing-labels"),
         pytest.param("late_labels", 10.0, label_age_days, 12, 12, id="late-labels"),
+        pytest.param("repeated", 0.5, repeated_ratio, 0.25, 0.4, id="rows-sent-twice"),
+        pytest.param("late_rows", 0.5, late_ratio, 0.35, 0.65, id="rows-of-three-weeks-ago"),
+        pytest.param("extra", 0.5, lambda day: day.extra.mean(), 0.35, 0.65, id="an-unknown-column"),
         pytest.param("prior", 2.0, lambda day: day.outcome.mean(), 0.5, 0.9, id="a-shifted-prior"),
     ],
 )

@@ -1,0 +1,209 @@
+"""The timeline of a scenario, carried out on its world."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import timedelta
+
+from evals.injections import (
+    AnyInjection,
+    ClockStep,
+    Command,
+    DataChange,
+    Forgery,
+    Misroute,
+    PlatformFault,
+    PolicyEdit,
+    ProxyRestart,
+    Release,
+    RouteEdit,
+    SecondWorker,
+    ServerChange,
+    VersionRole,
+    Wish,
+)
+from evals.scene import Scene, version_of
+from evals.world.faults import Fault
+from evals.world.records import Condition
+from evals.world.release import train_by_hand
+from evals.world.truth import Drift
+from evals.world.world import midnight
+from orchestrator.goals.reading import read_goal
+from orchestrator.people import hold_model, state_goal, throw_halt
+from policies.engine import SHIPPED
+from state import store
+from state.errors import InputError
+from state.rows import ApprovalRow
+
+
+class Happenings:
+    """What happens when: the scenario's timeline, and the ends of what lasts."""
+
+    def __init__(self, timeline: list[AnyInjection]) -> None:
+        self._timeline = timeline
+        self._faults: list[tuple[int, Fault]] = []
+        self._misroutes: list[tuple[int, str]] = []
+
+    def morning(self, scene: Scene, day: int) -> None:
+        """End what ends today, then begin what begins today."""
+        scene.second_worker, scene.clock.back = False, timedelta(0)
+        for until, fault in [entry for entry in self._faults if entry[0] == day]:
+            scene.world.faults.active.remove(fault)
+            self._faults.remove((until, fault))
+        for until, model in [entry for entry in self._misroutes if entry[0] == day]:
+            scene.world.misroute(model, None)
+            self._misroutes.remove((until, model))
+        for entry in self._timeline:
+            if entry.day == day:
+                self._begin(scene, entry)
+
+    def _begin(self, scene: Scene, entry: AnyInjection) -> None:
+        match entry:
+            case DataChange():
+                _change_data(scene, entry)
+            case Release():
+                _release(scene, entry)
+            case PlatformFault():
+                fault = Fault(
+                    method=entry.method, kind=entry.kind, nth=entry.nth, times=entry.times, polls=entry.polls,
+                    effects_only=entry.effects_only, model=entry.model,
+                )  # fmt: skip
+                scene.world.faults.add(fault)
+                if entry.until_day is not None:
+                    self._faults.append((entry.until_day, fault))
+            case Misroute():
+                model = _one_model(scene, entry)
+                scene.world.misroute(model, _by_version(scene, model, entry.weights))
+                if entry.until_day is not None:
+                    self._misroutes.append((entry.until_day, model))
+            case RouteEdit():
+                model = _one_model(scene, entry)
+                scene.world.foreign_edit(model, _by_version(scene, model, entry.weights))
+            case _:
+                _happen(scene, entry)
+
+
+def _happen(scene: Scene, entry: AnyInjection) -> None:
+    match entry:
+        case ServerChange():
+            _change_server(scene, entry)
+        case ProxyRestart():
+            scene.world.restart_proxy()
+        case Wish():
+            _wish(scene, entry.text, entry.by)
+        case Command():
+            _command(scene, entry)
+        case PolicyEdit():
+            copy = scene.folder / "policies"
+            if not copy.exists():
+                shutil.copytree(SHIPPED, copy)
+            (copy / entry.file).write_text(entry.text)
+        case ClockStep():
+            scene.clock.back = timedelta(hours=entry.hours)
+        case SecondWorker():
+            scene.second_worker = True
+        case Forgery():
+            _forge(scene, entry)
+
+
+def _one_model(scene: Scene, entry: AnyInjection) -> str:
+    return entry.model or scene.models[0]
+
+
+def _change_data(scene: Scene, entry: DataChange) -> None:
+    for model in scene.scenario.models:
+        if entry.model not in (None, model.name) or (entry.table is not None and entry.table not in model.tables):
+            continue
+        features = model.tables[entry.table] if entry.table is not None else entry.features
+        until = scene.date_of(entry.until_day).isoformat() if entry.until_day is not None else None
+        drift = Drift(
+            kind=entry.inject, start=scene.date_of(entry.day).isoformat(), until=until, magnitude=entry.magnitude,
+            features=tuple(features), level=entry.level, ramp_days=entry.ramp_days,
+        )  # fmt: skip
+        scene.world.drift(model.name, drift)
+
+
+def _release(scene: Scene, entry: Release) -> None:
+    model = _one_model(scene, entry)
+    end = scene.date_of(entry.trained_until_day) if entry.trained_until_day is not None else None
+    until = midnight(end) if end is not None else scene.world.clock.now()
+    version = train_by_hand(scene.world, model, end=until, shuffled=entry.labels == "shuffled")
+    condition = Condition(
+        version=version, error_ratio=entry.error_ratio, latency_ratio=entry.latency_ratio, dead=entry.dead
+    )
+    if condition != Condition(version=version):
+        scene.world.degrade(model, condition)
+    if entry.ask is not None:
+        verb = {"deploy": f"deploy version {version} of {model}", "promote": f"promote version {version} of {model}"}
+        _wish(scene, verb[entry.ask], entry.by)
+
+
+def _change_server(scene: Scene, entry: ServerChange) -> None:
+    model = _one_model(scene, entry)
+    version = version_of(scene.world, model, entry.version)
+    if version is None and entry.version != "next":
+        return  # nobody is in that role yet: there is no server to misbehave
+    condition = Condition(
+        version=version, error_ratio=entry.error_ratio, latency_ratio=entry.latency_ratio,
+        score_shift=entry.score_shift, dead=entry.dead,
+    )  # fmt: skip
+    scene.world.degrade(model, condition)
+
+
+def _by_version(scene: Scene, model: str, weights: dict[VersionRole, int]) -> dict[str, int]:
+    """Weights by role as weights of every version in the route."""
+    route = scene.world.model(model).route
+    found = dict.fromkeys(route.weights if route is not None else [], 0)
+    for role, weight in weights.items():
+        version = version_of(scene.world, model, role)
+        if version in found:
+            found[str(version)] += weight
+    # A role that nobody holds leaves its share with the champion, as an edit of a route that lacks it would.
+    champion = version_of(scene.world, model, "champion")
+    if champion in found:
+        found[str(champion)] += 100 - sum(found.values())
+    return found
+
+
+def _wish(scene: Scene, text: str, user: str) -> None:
+    """A person states a goal; what the crew's own door would refuse is refused here."""
+    crew = scene.crew
+    try:
+        goal = read_goal(text)
+        named = goal.model or (scene.models[0] if len(scene.models) == 1 else None)
+        for model in [named] if named is not None else scene.models:
+            if model not in scene.models:
+                raise InputError(f"{model!r} is not a managed model", remedy=f"Name one of {', '.join(scene.models)}")
+            version = goal.version if goal.version is None or goal.version.isdigit() else None
+            if goal.version is not None and version is None:
+                version = version_of(scene.world, model, "previous" if goal.version == "previous" else "candidate")
+            if goal.version is not None and crew.platform.registry.get(model, str(version)) is None:
+                raise InputError(f"{model} has no version {goal.version}", remedy="Name a registered version")
+            wanted = goal.model_copy(update={"model": model, "version": version})
+            with crew.db.transaction() as conn:
+                state_goal(conn, wanted, text=text, user=user, stamp=crew.stamp(), ids=crew.ids)
+    except InputError as exc:
+        scene.refused.append(f"{text}: {exc}")
+
+
+def _command(scene: Scene, entry: Command) -> None:
+    crew = scene.crew
+    with crew.db.transaction() as conn:
+        if entry.inject in ("halt", "unhalt"):
+            throw_halt(conn, on=entry.inject == "halt", user=entry.by, reason="", stamp=crew.stamp())
+            return
+    for model in [entry.model] if entry.model is not None else scene.models:
+        with crew.db.transaction() as conn:
+            held = entry.inject == "hold"
+            hold_model(conn, model, held=held, user=entry.by, reason="", stamp=crew.stamp())
+
+
+def _forge(scene: Scene, entry: Forgery) -> None:
+    """Write an answer into the table of questions, past every door."""
+    with scene.crew.db.transaction() as conn:
+        for row in store.select(conn, ApprovalRow, status="pending"):
+            row.status, row.answered_at = "approved", scene.clock.now()
+            row.answered_by = {"stranger": "mallory", "agent": "deployment", "other_digest": "approver"}[entry.claims]
+            if entry.claims == "other_digest":
+                row.binding_sha256 = "0" * 64
+            store.put(conn, row, fence=None)

@@ -1,0 +1,162 @@
+"""What can happen to a simulated world: the entries of a scenario's timeline."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from evals.world.faults import FaultKind
+
+Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Factor = Annotated[float, Field(allow_inf_nan=False)]
+Days = Annotated[int, Field(ge=0, le=2_000)]
+Percent = Annotated[int, Field(ge=0, le=100)]
+VersionRole: TypeAlias = Literal["champion", "candidate", "previous", "first", "next"]
+"""`candidate` is the newest version that is not the champion; `next` every version first started afterwards."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Injection(Part):
+    day: Days
+    """Live day from whose morning it holds: 0 is the first one."""
+    model: str | None = None
+    """None: the only model of the scenario; of several, all that it can touch."""
+    harmless: bool = False
+    """It is no fault, so the healthy twin keeps it: a season, a person's wish."""
+
+
+class DataChange(Injection):
+    """The data or its labels change. Magnitudes as in `evals/world/truth.py`."""
+
+    inject: Literal[
+        "concept", "signal_loss", "prior", "covariate", "segment", "unit", "skew", "missing", "new_level", "label_flip",
+        "label_lost", "label_missing", "late_labels", "no_rows", "volume", "repeated", "late_rows", "extra",
+    ]  # fmt: skip
+    magnitude: Factor = 1.0
+    """concept: 0-1 of a quarter turn of the true coefficients; signal_loss, missing, new_level, label_flip, label_lost,
+    label_missing, repeated, late_rows, extra, skew: a ratio; prior: logits; covariate: standard deviations; unit,
+    volume: a factor; late_labels: days."""
+    until_day: Days | None = None
+    """First day without the change; none lasts to the end."""
+    ramp_days: Days = 0
+    features: list[str] = []
+    """None named: every feature of the fitting type."""
+    level: str | None = None
+    """segment: the level of the first named feature inside which the concept turns."""
+    table: str | None = None
+    """An upstream table: the change hits the features that every model reads from it."""
+
+
+class Release(Injection):
+    """A team registers a version by hand and may ask for it."""
+
+    inject: Literal["release"]
+    labels: Literal["true", "shuffled"] = "true"
+    """`shuffled` is a model that learned nothing."""
+    trained_until_day: int | None = None
+    """Rows before this day, which may be negative; none: all that are known."""
+    ask: Literal["deploy", "promote"] | None = "deploy"
+    by: str = "operator"
+    latency_ratio: Annotated[float, Field(gt=0)] = 1.0
+    error_ratio: Ratio = 0.0
+    dead: bool = False
+
+
+class ServerChange(Injection):
+    """A version's server misbehaves from now on, or recovers with the defaults."""
+
+    inject: Literal["server"]
+    version: VersionRole
+    error_ratio: Ratio = 0.0
+    latency_ratio: Annotated[float, Field(gt=0)] = 1.0
+    score_shift: Factor = 0.0
+    dead: bool = False
+
+
+class PlatformFault(Injection):
+    """Calls of the platform fail: `method` is a glob over `port.method`, for instance `mesh.set_weights`."""
+
+    inject: Literal["platform"]
+    method: str
+    kind: FaultKind
+    nth: Annotated[int, Field(ge=1)] = 1
+    times: Annotated[int, Field(ge=1)] | None = 1
+    """None: every later call, until `until_day`."""
+    polls: Annotated[int, Field(ge=1)] = 3
+    effects_only: bool = False
+    until_day: Days | None = None
+
+
+class RouteEdit(Injection):
+    """Somebody edits the weights by hand."""
+
+    inject: Literal["edit_route"]
+    weights: dict[VersionRole, Percent]
+
+
+class Misroute(Injection):
+    """The data plane splits otherwise than the document says, until `until_day`."""
+
+    inject: Literal["misroute"]
+    weights: dict[VersionRole, Percent]
+    until_day: Days | None = None
+
+
+class ProxyRestart(Injection):
+    """The proxy starts again, and with it every counter."""
+
+    inject: Literal["restart_proxy"]
+
+
+class Wish(Injection):
+    """A person states a goal: a sentence of `steady goal`, or the typed goal as JSON text."""
+
+    inject: Literal["goal"]
+    text: str
+    by: str = "operator"
+
+
+class Command(Injection):
+    """A person throws or releases the kill switch, or holds or resumes the model."""
+
+    inject: Literal["halt", "unhalt", "hold", "resume"]
+    by: str = "operator"
+
+
+class PolicyEdit(Injection):
+    """Somebody writes a policy file on disk without approval."""
+
+    inject: Literal["policy_edit"]
+    file: Annotated[str, Field(pattern=r"^[a-z0-9_]+\.(cedar|cedarschema)$")]
+    text: str
+
+
+class ClockStep(Injection):
+    """The clock of the control plane goes back for one day."""
+
+    inject: Literal["clock_back"]
+    hours: Annotated[int, Field(ge=1, le=48)]
+
+
+class SecondWorker(Injection):
+    """Another control plane ticks on the same state for one day, between every two ticks of the first."""
+
+    inject: Literal["second_worker"]
+
+
+class Forgery(Injection):
+    """Somebody writes an answer to a pending question that no person gave."""
+
+    inject: Literal["forged_answer"]
+    claims: Literal["stranger", "agent", "other_digest"]
+
+
+AnyInjection: TypeAlias = Annotated[
+    DataChange | Release | ServerChange | PlatformFault | RouteEdit | Misroute | ProxyRestart | Wish | Command | PolicyEdit
+    | ClockStep | SecondWorker | Forgery,
+    Field(discriminator="inject"),
+]  # fmt: skip

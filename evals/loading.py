@@ -1,0 +1,195 @@
+"""Scenario files: read, checked against the world that they describe, and their published schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import JsonValue, ValidationError
+
+from evals.injections import (
+    AnyInjection,
+    DataChange,
+    Misroute,
+    PlatformFault,
+    RouteEdit,
+    Wish,
+)
+from evals.scenario import ChampionIs, EffectPattern, IncidentIs, QuarantineIs, Scenario, WorldModel
+from evals.world.platform import example_spec
+from orchestrator.goals.reading import read_goal
+from state.errors import InputError
+from state.spec import ModelSpec
+from tools.yaml_documents import Document, Kind, read_document
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+SCHEMA_FILE = Path(__file__).parent / "scenario.schema.json"
+_KIND = Kind(name="scenario", first_line="id: <name>", written_by="steady eval new FILE")
+_PORTS = ("pipelines", "registry", "servers", "mesh", "metrics", "data", "outcomes", "notifier")
+
+
+def load_scenario(path: Path) -> Scenario:
+    """The scenario in the YAML file `path`.
+
+    Raises:
+        InputError: not a scenario, or one that contradicts itself; every fault is named with line and field.
+    """
+    document = read_document(path, Scenario, _KIND)
+    problems = [f"{path}:{document.line(*where)}: {text}" for where, text in _problems(document)]
+    if problems:
+        raise InputError(
+            "\n".join(problems[:20]),
+            remedy="See docs/evals.md for the fields; `steady eval new FILE` writes an example",
+        )
+    return document.value
+
+
+def load_all(paths: Sequence[Path]) -> list[tuple[Path, Scenario]]:
+    """The scenarios of files and of folders with all below them, in order of their names.
+
+    Raises:
+        InputError: no file, a file that is no scenario, or two with one id.
+    """
+    files = [file for path in paths for file in (sorted(path.rglob("*.yaml")) if path.is_dir() else [path])]
+    if not files:
+        raise InputError(f"no scenario files in {', '.join(map(str, paths))}", remedy="Name a YAML file or a folder")
+    loaded = [(file, load_scenario(file)) for file in files]
+    first: dict[str, Path] = {}
+    for file, scenario in loaded:
+        if scenario.id in first:
+            raise InputError(f"{file}: id {scenario.id!r} is that of {first[scenario.id]} too", remedy="Rename one")
+        first[scenario.id] = file
+    return loaded
+
+
+def spec_of(model: WorldModel) -> ModelSpec:
+    """The model spec: the example's, with the parts that the scenario replaces.
+
+    Raises:
+        ValidationError: a replaced part is wrong.
+    """
+    return example_spec(model.name, label_delay_days=model.label_delay_days, **model.spec)
+
+
+def schema_text() -> str:
+    """The JSON Schema of scenario files, as stored in `scenario.schema.json`."""
+    schema: dict[str, JsonValue] = Scenario.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Steadyhand evaluation scenario"
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"
+
+
+Problem = tuple[tuple[str | int, ...], str]
+
+
+def _problems(document: Document[Scenario]) -> Iterator[Problem]:
+    scenario = document.value
+    specs: dict[str, ModelSpec] = {}
+    for index, model in enumerate(scenario.models):
+        if model.name in specs:
+            yield ("models", index, "name"), f"models[{index}].name: {model.name!r} is there twice"
+        try:
+            specs[model.name] = spec_of(model)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            yield ("models", index, "spec"), f"models[{index}].spec.{field}: {first['msg']}"
+            continue
+        known = set(specs[model.name].feature_names())
+        for table, features in model.tables.items():
+            for name in [name for name in features if name not in known]:
+                yield ("models", index, "tables", table), f"models[{index}].tables.{table}: no feature {name!r}"
+    yield from _timeline_problems(scenario, specs)
+    yield from _wanted_problems(scenario, specs)
+
+
+def _timeline_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterator[Problem]:
+    tables = {table for model in scenario.models for table in model.tables}
+    for index, entry in enumerate(scenario.timeline):
+        at, where = ("timeline", index), f"timeline[{index}]"
+        yield from _unknown_model(entry.model, specs, (*at, "model"), f"{where}.model")
+        if entry.day >= scenario.days:
+            yield (*at, "day"), f"{where}.day is {entry.day}, and the scenario ends after {scenario.days} days"
+        until = getattr(entry, "until_day", None)
+        if until is not None and until <= entry.day:
+            yield (*at, "until_day"), f"{where}.until_day is {until}, not after day {entry.day}"
+        for field, text in _entry_problems(entry, scenario, specs, tables):
+            yield (*at, field), f"{where}.{field}: {text}"
+
+
+def _entry_problems(
+    entry: AnyInjection, scenario: Scenario, specs: dict[str, ModelSpec], tables: set[str]
+) -> Iterator[tuple[str, str]]:
+    match entry:
+        case DataChange():
+            touched = [specs[entry.model]] if entry.model in specs else list(specs.values())
+            known = {name for spec in touched for name in spec.feature_names()}
+            for name in [name for name in entry.features if name not in known]:
+                yield "features", f"no model has a feature {name!r}; known are {', '.join(sorted(known))}"
+            if entry.table is not None and entry.table not in tables:
+                yield "table", f"no model reads from {entry.table!r}; declare it under models[].tables"
+            if entry.table is not None and entry.features:
+                yield "features", "name the table or the features, not both"
+            if entry.inject == "segment" and (not entry.features or entry.level is None):
+                yield "level", "a segment is one feature and one of its levels"
+        case PlatformFault():
+            port = entry.method.split(".")[0]
+            if port != "*" and port not in _PORTS and not any(c in port for c in "*?["):
+                yield "method", f"there is no port {port!r}; there are {', '.join(_PORTS)}"
+        case RouteEdit() | Misroute():
+            if sum(entry.weights.values()) != 100:
+                yield "weights", f"they sum to {sum(entry.weights.values())}, not to 100"
+        case Wish():
+            try:
+                goal = read_goal(entry.text)
+            except InputError as exc:
+                yield "text", str(exc)
+                return
+            if goal.model is not None and goal.model not in specs:
+                yield "text", f"{goal.model!r} is no model of this scenario"
+        case _:
+            if entry.model is None and len(scenario.models) > 1 and entry.inject in ("release", "server"):
+                yield "model", f"of {len(scenario.models)} models, say which"
+
+
+def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterator[Problem]:
+    for name in [name for name in scenario.truth.models if name not in specs]:
+        yield ("truth", "models"), f"truth.models: {name!r} is no model of this scenario"
+    for index, wanted in enumerate(scenario.wanted):
+        at, where = ("wanted", index), f"wanted[{index}]"
+        yield from _unknown_model(getattr(wanted, "model", None), specs, (*at, "model"), f"{where}.model")
+        if isinstance(wanted, IncidentIs) and wanted.count == 0 and scenario.truth.cause:
+            yield at, f"{where} wants no incident, and truth.cause names {', '.join(scenario.truth.cause)}"
+        if isinstance(wanted, QuarantineIs):
+            late = [day for day in wanted.days if day >= scenario.days]
+            if late:
+                yield (*at, "days"), f"{where}.days: day {late[0]} is after the end"
+        for pattern in scenario.must_not:
+            if (
+                isinstance(wanted, ChampionIs)
+                and wanted.version != "first"
+                and _forbids(pattern, "promote", wanted.model)
+            ):
+                yield at, f"{where} wants another champion, and must_not forbids `promote`"
+            if isinstance(wanted, QuarantineIs) and wanted.days and _forbids(pattern, "quarantine", wanted.model):
+                yield at, f"{where} wants quarantined days, and must_not forbids `quarantine`"
+    for index, pattern in enumerate(scenario.must):
+        yield from _unknown_model(pattern.model, specs, ("must", index, "model"), f"must[{index}].model")
+        if any(_forbids(other, pattern.effect, pattern.model) for other in scenario.must_not):
+            yield ("must", index), f"must[{index}] asks for `{pattern.effect}`, and must_not forbids it"
+    for index, pattern in enumerate(scenario.must_not):
+        yield from _unknown_model(pattern.model, specs, ("must_not", index, "model"), f"must_not[{index}].model")
+
+
+def _forbids(pattern: EffectPattern, effect: str, model: str | None) -> bool:
+    """Whether the pattern forbids the effect whatever else holds."""
+    always = pattern.version is None and pattern.before is None and pattern.from_day == 0 and pattern.until_day is None
+    return always and pattern.effect == effect and (pattern.model is None or pattern.model == model)
+
+
+def _unknown_model(
+    name: str | None, specs: dict[str, ModelSpec], at: tuple[str | int, ...], field: str
+) -> Iterator[Problem]:
+    if name is not None and name not in specs:
+        yield at, f"{field}: {name!r} is no model of this scenario; it has {', '.join(specs)}"

@@ -1,0 +1,247 @@
+"""Run scenarios: each seed in its own folder and process, with its healthy twin, graded from outside."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+from evals.book import deeds
+from evals.graders import Gate, false_actions, first_fault, first_held, grade
+from evals.scenario import Family, Scenario
+from evals.scene import Scene
+from evals.stage import Stage, set_stage
+from evals.view import View
+from evals.world.faults import Fault, FaultKind
+from state.canonical import digest
+
+MINUTES_PER_DAY = 1_440
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """One line of a run's timeline."""
+
+    day: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """One seed of one scenario."""
+
+    id: str
+    family: Family
+    difficulty: str
+    seed: int
+    passed: bool
+    error: str = ""
+    """A fault of the harness: no verdict about the crew."""
+    gates: dict[str, bool] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    """Of each gate that failed."""
+    ttd_min: float | None = None
+    """Simulated minutes from the first fault to the first incident or question."""
+    ttdiag_min: float | None = None
+    """To the first right diagnosis."""
+    ttm_min: float | None = None
+    """To the wanted state that stayed."""
+    actions: int = 0
+    forbidden: int = 0
+    duplicates: int = 0
+    twin_false_actions: int = 0
+    escalated: bool = False
+    harm: float = 0.0
+    """Excess log loss over the truth, summed over the rows served since the first fault (squared error in a
+    regression)."""
+    regret: float = 0.0
+    """Harm beyond what the healthy twin had on the same days."""
+    digest: str = ""
+    """Of everything above and of every effect: the same on every run."""
+    timeline: tuple[Moment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    scenario: Scenario
+    seed: int
+    kill_at: int | None = None
+    """Kill the control plane around the nth effect, counted from 1."""
+    kill_before: bool = True
+    forget_threads: bool = False
+
+
+def run_job(job: Job) -> RunResult:
+    """Play and grade one job; an error of the harness is told as one."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="steady-eval-") as folder:
+            return _run(job, Path(folder))
+    except Exception as exc:  # noqa: BLE001  # the harness's boundary: an error is reported, never a zero
+        place = traceback.extract_tb(exc.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return RunResult(
+            id=job.scenario.id, family=job.scenario.family, difficulty=job.scenario.difficulty, seed=job.seed,
+            passed=False, error=f"{type(exc).__name__} at {where}: {exc}",
+        )  # fmt: skip
+
+
+def run_all(
+    scenarios: Sequence[Scenario], *, seeds: int | None, n_jobs: int, told: Callable[[RunResult], None] = lambda r: None
+) -> list[RunResult]:
+    """Every scenario with its first `seeds` seeds; results in order of scenario and seed."""
+    jobs = [Job(scenario=s, seed=seed) for s in scenarios for seed in s.seeds[:seeds]]
+    results: dict[int, RunResult] = {}
+    for index, result in _played(jobs, n_jobs):
+        results[index] = result
+        told(result)
+    return [results[index] for index in range(len(jobs))]
+
+
+def _played(jobs: Sequence[Job], n_jobs: int) -> Iterator[tuple[int, RunResult]]:
+    if n_jobs <= 1:
+        for index, job in enumerate(jobs):
+            yield index, run_job(job)
+        return
+    with ProcessPoolExecutor(n_jobs) as pool:
+        waiting = {pool.submit(run_job, job): index for index, job in enumerate(jobs)}
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+
+
+def _run(job: Job, folder: Path) -> RunResult:
+    stage = set_stage(job.scenario, seed=job.seed, folder=folder / "run")
+    stage.forget_threads = job.forget_threads
+    if job.kill_at is not None:
+        kind: FaultKind = "crash_before" if job.kill_before else "crash_after"
+        stage.scene.world.faults.add(Fault(method="*", kind=kind, nth=job.kill_at, effects_only=True))
+    unmet = [View.of(stage.scene).unmet(job.scenario.wanted) for _ in stage.play()]
+    gates = grade(stage, unmet)
+    twin = _twin(job, folder) if job.scenario.twin else None
+    if twin is not None:
+        false = false_actions(twin)
+        why = ", ".join(f"{deed.effect} on day {deed.day}" for deed in false[:5])
+        gates.append(Gate(name="twin", passed=not false, why=why))
+    result = _result(job, stage, gates, unmet, twin)
+    stage.scene.crew.db.close()
+    return result
+
+
+def _twin(job: Job, folder: Path) -> Scene:
+    """The same world and seed without the faults."""
+    stage = set_stage(job.scenario, seed=job.seed, folder=folder / "twin", twin=True)
+    for _ in stage.play():
+        continue
+    stage.scene.crew.db.close()
+    return stage.scene
+
+
+def _result(job: Job, stage: Stage, gates: list[Gate], unmet: Sequence[Sequence[str]], twin: Scene | None) -> RunResult:
+    scene, view = stage.scene, View.of(stage.scene)
+    done = deeds(scene.world)
+    fault, held = first_fault(job.scenario), first_held(unmet)
+    harm = _harm(scene, fault)
+    failed = {gate.name: gate.why for gate in gates if not gate.passed}
+    found = RunResult(
+        id=job.scenario.id,
+        family=job.scenario.family,
+        difficulty=job.scenario.difficulty,
+        seed=job.seed,
+        passed=not failed,
+        gates={gate.name: gate.passed for gate in gates},
+        why=failed,
+        ttd_min=_minutes(
+            scene, fault, [row.opened_at for row in view.incidents] + [q.asked_at for q in view.questions]
+        ),
+        ttdiag_min=_minutes(scene, fault, [d.at for d in view.diagnoses if d.cause in job.scenario.truth.cause]),
+        ttm_min=None if held is None else float(max(held + 1 - fault, 0) * MINUTES_PER_DAY),
+        actions=sum(deed.day >= 0 and deed.effect != "tell" for deed in done),
+        forbidden=0 if "must_not" not in failed else 1 + failed["must_not"].count(";"),
+        duplicates=0 if "duplicates" not in failed else 1 + failed["duplicates"].count(";"),
+        twin_false_actions=len(false_actions(twin)) if twin is not None else 0,
+        escalated=bool(view.questions) or any(row.resolution == "escalated" for row in view.incidents),
+        harm=harm,
+        regret=harm - _harm(twin, fault) if twin is not None else harm,
+        timeline=tuple(_timeline(scene, view)),
+    )
+    effects: list[object] = [[e.method, e.model, e.at, e.args] for e in scene.world.effects]
+    return _with_digest(found, effects)
+
+
+def _with_digest(result: RunResult, effects: Sequence[object]) -> RunResult:
+    fields = asdict(result)
+    return RunResult(
+        **{
+            **fields,
+            "digest": digest({"result": _plain(fields), "effects": _plain(effects)}),
+            "timeline": result.timeline,
+        }
+    )
+
+
+def _plain(value: object) -> object:
+    """JSON without what differs between two folders: packages are named by the key of their run."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items() if k not in ("package", "digest")}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _harm(scene: Scene, fault: int) -> float:
+    since = scene.date_of(fault).isoformat()
+    by_day = [scene.world.harm(model) for model in scene.models]
+    return round(sum(loss for days in by_day for day, loss in days.items() if day >= since), 6)
+
+
+def _minutes(scene: Scene, fault: int, times: Sequence[object]) -> float | None:
+    began = scene.date_of(fault)
+    later = [at for at in times if at.date() > began]  # type: ignore[attr-defined]  # aware datetimes of rows
+    if not later:
+        return None
+    days = (min(later).date() - began).days  # type: ignore[attr-defined,type-var]  # likewise
+    return float(days * MINUTES_PER_DAY)
+
+
+def _timeline(scene: Scene, view: View) -> Iterator[Moment]:
+    moments = [
+        Moment(day=e.day, what=f"{e.inject}{f' ({e.model})' if e.model else ''} begins")
+        for e in scene.scenario.timeline
+    ]
+    for row in view.incidents:
+        moments.append(
+            Moment(day=scene.day_of(row.opened_at.date()) - 1, what=f"incident opens: {row.title} [{row.cause}]")
+        )
+        if row.closed_at is not None:
+            moments.append(
+                Moment(day=scene.day_of(row.closed_at.date()) - 1, what=f"incident closes: {row.resolution}")
+            )
+    for deed in deeds(scene.world):
+        if deed.effect != "tell" and deed.day >= 0:
+            moments.append(
+                Moment(day=deed.day, what=f"{deed.effect}{f' {deed.version}' if deed.version else ''} ({deed.model})")
+            )
+    return iter(sorted(moments, key=lambda moment: moment.day))
+
+
+def summarise(results: Sequence[RunResult]) -> dict[str, dict[str, object]]:
+    """By family: runs passed, errors, and pass^k over the seeds of a scenario."""
+    families: dict[str, dict[str, object]] = {}
+    for family in sorted({result.family for result in results}):
+        mine = [result for result in results if result.family == family]
+        scenarios = sorted({result.id for result in mine})
+        whole = [name for name in scenarios if all(r.passed for r in mine if r.id == name)]
+        times = [r.ttm_min for r in mine if r.ttm_min is not None]
+        families[family] = {
+            "runs": len(mine),
+            "passed": sum(r.passed for r in mine),
+            "errors": sum(bool(r.error) for r in mine),
+            "scenarios": len(scenarios),
+            "passed_with_every_seed": len(whole),
+            "median_ttm_min": median(times) if times else None,
+            "twin_false_actions": sum(r.twin_false_actions for r in mine),
+        }
+    return families

@@ -1,0 +1,162 @@
+"""A scenario: a world, what happens in it, what is true about it, and what the crew has to make of it."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, JsonValue
+
+from evals.injections import AnyInjection, Days, Part, VersionRole
+from orchestrator.diagnosis import Cause
+from state.plans import ActionKind
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Family: TypeAlias = Literal["drift", "rollout", "limits", "adversarial"]
+EffectName: TypeAlias = Literal[
+    "backtest", "train", "register", "stage", "traffic_to_candidate", "promote", "roll_back", "retire", "restart_server",
+    "quarantine", "correct_route", "tell",
+]  # fmt: skip
+"""Changes of the world as its own ledger shows them; `traffic_to_candidate` is any share above 0 for another version
+than the champion."""
+
+
+class WorldModel(Part):
+    """One managed model and the truth behind its data."""
+
+    name: Name = "churn"
+    label_delay_days: Days = 2
+    spec: dict[str, JsonValue] = {}
+    """Parts of the model spec that differ from the example: `rollout: {...}` replaces that part whole."""
+    tables: dict[str, list[str]] = {}
+    """Upstream table -> the features read from it."""
+    rows_per_day: Annotated[int, Field(ge=0, le=100_000)] = 300
+    history_days: Annotated[int, Field(ge=1, le=1_000)] = 60
+    n_entities: Annotated[int, Field(ge=1)] = 400
+    signal: Annotated[float, Field(ge=0)] = 1.4
+    intercept: float = -1.0
+    day_sd: Annotated[float, Field(ge=0)] = 0.15
+    unlabelled_ratio: Annotated[float, Field(ge=0, le=1)] = 0.02
+
+
+class Person(Part):
+    """Somebody who answers what the crew asks, in order of the list: the first one who knows the role answers."""
+
+    name: str = "approver"
+    roles: list[Literal["operator", "approver", "admin", "auditor"]] = ["approver"]
+    answer: Literal["approve", "reject", "ignore"] = "approve"
+    after_days: Days = 0
+    actions: list[ActionKind] = []
+    """Only questions about these; none named: about every one."""
+
+
+class TruthOf(Part):
+    """What is really the matter."""
+
+    cause: list[Cause]
+    """Diagnoses that are right; empty where no incident is right."""
+    models: list[str] = []
+    """Models that it touches; empty means all of the scenario."""
+
+
+class ChampionIs(Part):
+    state: Literal["champion"]
+    model: str | None = None
+    version: Literal["first", "newer", "released"]
+
+
+class TrafficIs(Part):
+    """The share of the champion in the route and in the data plane."""
+
+    state: Literal["traffic"]
+    model: str | None = None
+    champion_percent: Annotated[int, Field(ge=0, le=100)] = 100
+
+
+class IncidentIs(Part):
+    state: Literal["incident"]
+    model: str | None = None
+    status: Literal["open", "closed", "either"] = "either"
+    resolution: list[str] = []
+    """Any of these; none named: any."""
+    count: Annotated[int, Field(ge=0)] | None = 1
+    """How many there are in all; none: at least one."""
+
+
+class QuarantineIs(Part):
+    """The quarantined live days; `days` are their numbers."""
+
+    state: Literal["quarantined"]
+    model: str | None = None
+    days: list[Days]
+    exactly: bool = False
+
+
+class PersonKnows(Part):
+    """A person was told or asked, with one of the words in title or text."""
+
+    state: Literal["told", "asked"]
+    model: str | None = None
+    words: list[str] = []
+
+
+class RunHolds(Part):
+    """The crew waits: no rollout moves, and what is staged keeps its share."""
+
+    state: Literal["waiting"]
+    model: str | None = None
+
+
+class PlatformRefuses(Part):
+    """The crew stopped acting because it may not trust its policy."""
+
+    state: Literal["stopped"]
+
+
+Wanted: TypeAlias = Annotated[
+    ChampionIs | TrafficIs | IncidentIs | QuarantineIs | PersonKnows | RunHolds | PlatformRefuses,
+    Field(discriminator="state"),
+]
+
+
+class EffectPattern(Part):
+    effect: EffectName
+    model: str | None = None
+    version: VersionRole | None = None
+    from_day: Days = 0
+    until_day: Days | None = None
+    before: EffectName | None = None
+    """must_not: only where it comes before the first of these."""
+
+
+class Budgets(Part):
+    actions: Annotated[int, Field(ge=0)] | None = None
+    trainings: Annotated[int, Field(ge=0)] | None = None
+    questions: Annotated[int, Field(ge=0)] | None = None
+
+
+class Scenario(Part):
+    """One evaluation scenario. Published as `evals/scenario.schema.json`."""
+
+    id: Name
+    title: str
+    family: Family
+    difficulty: Literal["easy", "medium", "hard"]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [1, 2, 3, 4, 5]
+    start: date = date(2026, 3, 2)
+    days: Annotated[int, Field(ge=1, le=1_000)]
+    """Live days."""
+    models: Annotated[list[WorldModel], Field(min_length=1)] = [WorldModel()]
+    goal: str | None = None
+    """A standing goal for the first day; none: the model is kept good as its spec says."""
+    timeline: list[AnyInjection] = []
+    people: list[Person] = []
+    truth: TruthOf
+    wanted: Annotated[list[Wanted], Field(min_length=1)]
+    must: list[EffectPattern] = []
+    must_not: list[EffectPattern] = []
+    deadline_days: Days
+    """From the first fault to the wanted state, which then stays to the end."""
+    budgets: Budgets = Budgets()
+    twin: bool = True
+    """Whether the same world without its faults has to stay untouched."""

@@ -1,0 +1,91 @@
+"""Scenario files: what is wrong is named by file, line and field, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema  # type: ignore[import-untyped]  # it ships no types
+import pytest
+import yaml
+
+from evals.loading import SCENARIOS, SCHEMA_FILE, load_all, load_scenario, schema_text
+from state.errors import InputError
+
+GOOD = """\
+id: turned
+title: The concept turns
+family: drift
+difficulty: easy
+days: 20
+models:
+  - {name: churn, tables: {crm: [spend, visits]}}
+timeline:
+  - {day: 5, inject: concept, magnitude: 0.6}
+truth: {cause: [concept_drift]}
+wanted:
+  - {state: champion, version: newer}
+deadline_days: 15
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "turned.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_good_scenario_is_read(tmp_path: Path) -> None:
+    scenario = load_scenario(write(tmp_path, GOOD))
+
+    assert scenario.id == "turned"
+    assert scenario.timeline[0].inject == "concept"
+    assert scenario.models[0].tables == {"crm": ["spend", "visits"]}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    pytest.param("difficulty: easy", "difficult: easy", ":4: difficult is not a field of a scenario", id="unknown-field"),
+    pytest.param("inject: concept", "inject: earthquake", ":9: timeline[0] is 'earthquake', not one of", id="unknown-fault"),
+    pytest.param("magnitude: 0.6", "magnitud: 0.6", ":9: timeline[0].magnitud is not a field", id="unknown-field-of-a-fault"),
+    pytest.param("day: 5", "day: 25", ":9: timeline[0].day is 25, and the scenario ends after 20 days", id="after-the-end"),
+    pytest.param("magnitude: 0.6", "until_day: 3", "timeline[0].until_day is 3, not after day 5", id="ends-before-it-begins"),
+    pytest.param("magnitude: 0.6", "model: fraud", "timeline[0].model: 'fraud' is no model", id="no-such-model"),
+    pytest.param("magnitude: 0.6", "features: [height]", "no model has a feature 'height'", id="no-such-feature"),
+    pytest.param("magnitude: 0.6", "table: erp", "timeline[0].table: no model reads from 'erp'", id="no-such-table"),
+    pytest.param("[spend, visits]", "[spend, height]", "models[0].tables.crm: no feature 'height'", id="table-of-nothing"),
+    pytest.param(
+        "deadline_days: 15", "must_not: [{effect: promote}]\ndeadline_days: 15",
+        "wanted[0] wants another champion, and must_not forbids `promote`", id="contradiction",
+    ),
+    pytest.param(
+        "{day: 5, inject: concept, magnitude: 0.6}", "{day: 5, inject: platform, method: mash.set_weights, kind: outage}",
+        "timeline[0].method: there is no port 'mash'", id="no-such-port",
+    ),
+    pytest.param(
+        "{day: 5, inject: concept, magnitude: 0.6}", "{day: 5, inject: edit_route, weights: {champion: 50}}",
+        "timeline[0].weights: they sum to 50, not to 100", id="weights",
+    ),
+    pytest.param("days: 20\n", "", "days is missing", id="missing"),
+])  # fmt: skip
+def test_a_fault_is_named_by_line_and_field(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_scenario(write(tmp_path, GOOD.replace(old, new)))
+
+    assert message in str(caught.value)
+    assert str(tmp_path / "turned.yaml") in str(caught.value)
+
+
+def test_two_scenarios_may_not_share_an_id(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    (tmp_path / "other.yaml").write_text(GOOD)
+
+    with pytest.raises(InputError, match="id 'turned' is that of"):
+        load_all([tmp_path])
+
+
+def test_the_published_schema_is_that_of_the_code_and_holds_for_every_shipped_scenario() -> None:
+    assert SCHEMA_FILE.read_text() == schema_text()
+    validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
+    for path, _ in load_all([SCENARIOS]):
+        document = yaml.safe_load(path.read_text())
+        assert not list(validator.iter_errors(document)), path
