@@ -15,7 +15,17 @@ import msgspec
 import numpy as np
 
 from serving.records import Record, Recorder, Score
-from serving.requests import BadRequestError, Headers, Identity, IdentityReader, Row, batch_rows, is_mirrored, parse
+from serving.requests import (
+    IDENTITY_FIELDS,
+    BadRequestError,
+    Headers,
+    Identity,
+    IdentityReader,
+    Row,
+    batch_rows,
+    is_mirrored,
+    parse,
+)
 from serving.scoring import Scorer
 from serving.telemetry import Telemetry
 from state.errors import TerminalError
@@ -34,6 +44,9 @@ THREAD_ROWS = 256
 TURNS_BETWEEN_ROWS = 4
 """Turns of the loop between two scored rows. libuv accepts one connection a turn, so that with fewer a burst of new
 connections would queue unseen in the kernel, neither counted nor refused."""
+MAX_EXTRA = 3
+MAX_NAME_CHARACTERS = 64
+"""Unknown fields that a record names, and how much of their names: the client chose them."""
 JSON = (b"content-type", b"application/json")
 TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 _encode = msgspec.json.Encoder().encode
@@ -65,6 +78,8 @@ class _Read:
     identity: Identity
     vector: Any
     flags: list[str]
+    extra: list[str]
+    """Flags for the record alone: fields that no contract knows change nothing for the client."""
 
 
 def problem(message: str, status: int, *extra: tuple[bytes, bytes]) -> Answer:
@@ -83,6 +98,7 @@ class Application:
         self._scorer: Scorer | None = None
         self._recorder: Recorder | None = None
         self._names: list[str] = []
+        self._known: frozenset[str] = frozenset()
         self._identities = IdentityReader(time_field=None, entity_fields=())
         self._telemetry = Telemetry(model=about.model, version=about.version, stage=about.stage)
         self._waiting = 0
@@ -92,6 +108,7 @@ class Application:
     def load(self, scorer: Scorer, recorder: Recorder | None) -> None:
         contract = scorer.contract
         self._names = [feature.name for feature in contract.features]
+        self._known = frozenset(self._names) | IDENTITY_FIELDS | {*contract.entity, contract.time or ""}
         self._identities = IdentityReader(time_field=contract.time, entity_fields=contract.entity)
         self._scorer, self._recorder = scorer, recorder
 
@@ -208,7 +225,9 @@ class Application:
             refusal = scorer.encoder.refusal(row)
             if refusal is not None:
                 raise BadRequestError(refusal, 422)
-        return _Read(row, self._identities.read(row, headers, flags), vector, flags)
+        unknown = sorted(row.keys() - self._known)[:MAX_EXTRA] if not row.keys() <= self._known else []
+        extra = [f"extra:{name[:MAX_NAME_CHARACTERS]}" for name in unknown]
+        return _Read(row, self._identities.read(row, headers, flags), vector, flags, extra)
 
     def _result(self, scorer: Scorer, read: _Read, score: Score) -> dict[str, Any]:
         """Record and count one scored row, and describe it to its client."""
@@ -235,7 +254,8 @@ class Application:
         arm = who.arm or self._about.version
         recorded = time.time_ns() // 1_000
         record: Record = (
-            who.request_id, who.entity, who.event_microseconds, arm, who.mirrored, score, read.flags, recorded, values,
+            who.request_id, who.entity, who.event_microseconds, arm, who.mirrored, score, [*read.flags, *read.extra],
+            recorded, values,
         )  # fmt: skip
         self._recorder.add(record)
 

@@ -20,6 +20,8 @@ Row: TypeAlias = dict[str, Any]
 Headers: TypeAlias = Mapping[bytes, bytes]
 
 MAX_ID_CHARACTERS = 256
+IDENTITY_FIELDS = frozenset({"request_id", "entity", "event_time"})
+"""Body fields that say whose prediction at what time, for every model."""
 MAX_BATCH_ROWS = 100_000
 _LATEST_SECONDS = 253_402_300_799  # the end of year 9999, the last that a date can name
 _process = os.urandom(8).hex()

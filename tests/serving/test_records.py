@@ -206,6 +206,21 @@ def test_a_record_says_who_when_and_for_which_arm(start: Start, tmp_path: Path) 
     assert (rows[2]["amount"], rows[2]["online"]) == (5.0, None)
 
 
+def test_a_record_names_fields_that_the_contract_does_not_know_and_the_client_is_not_bothered(
+    start: Start, tmp_path: Path
+) -> None:
+    server = start(write_package(tmp_path / "package", time="at", entity=("user",)))
+    known = {**ROW, "request_id": "1", "entity": "e", "event_time": NOON / 1e6, "at": "2026-05-01", "user": "u"}
+    replies = [
+        call(f"{server.url}/predict", known),
+        call(f"{server.url}/predict", {**known, "request_id": "2", "n" * 100: 1, "b": [1], "c": None, "a": {}}),
+    ]
+    flush(server)
+
+    assert [reply.json["flags"] for reply in replies] == [[], []]
+    assert stored(server.records / "fraud")["flags"].to_list() == [[], ["extra:a", "extra:b", "extra:c"]]
+
+
 def test_the_module_compacts_what_killed_servers_left(start: Start, tmp_path: Path) -> None:
     server = start(write_package(tmp_path / "package"))
     call(f"{server.url}/predict", {**ROW, "request_id": "only"})
