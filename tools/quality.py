@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ from state.cells import LevelBins, NumericBins
 from state.errors import TerminalError
 from state.profile import FeatureCounts, Profile, merge
 from tools.drift.units import unit_step
+from tools.volume import judge_volume
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -22,9 +23,6 @@ Severity: TypeAlias = Literal["hard", "warn"]
 HISTORY_BLOCKS = 28
 MIN_HISTORY = 5
 """Earlier blocks that a step rule needs."""
-VOLUME = (0.2, 5.0)
-"""Admissible rows, as multiples of the median of the same weekday."""
-_SAME_WEEKDAYS = 2
 OUT_OF_BOUNDS = (0.005, 0.05)
 MISSING_STEP = (0.05, 0.50)
 NOT_FINITE = 0.005
@@ -49,7 +47,10 @@ MIN_ROWS = 30
 CONSTANT = 0.999
 RESOLUTION = 0.5
 """Occupied cells within the middle of the distribution, as a share of the sparsest earlier block's."""
-DUPLICATES = 0.001
+REPEATED = (0.005, 0.05)
+LATE = (0.005, 0.05)
+EXTRA = 0.05
+"""Share of rows with a column that the contract does not know: told, and nothing that the model reads."""
 _SIGMAS = 5.0
 
 
@@ -80,14 +81,31 @@ class QualityReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchFacts:
-    """What counts cannot say about a block; the defaults say nothing is wrong."""
+class Oddities:
+    """Rows of one block that are odd in a way which its counts by feature do not show."""
 
-    extra_columns: Sequence[str] = ()
-    n_duplicate_keys: int = 0
-    stale_for: timedelta = timedelta(0)
-    """Age of the newest event beyond what is usual when the block closes."""
-    stale_limit: timedelta = timedelta(days=1)
+    n_rows: int = 0
+    repeated: int = 0
+    """Rows that repeat an earlier one of the block: same entity, event time and features."""
+    extra: int = 0
+    """Rows that came with a column which the contract does not know."""
+    late: int = 0
+    """Rows that arrived since the block before, with an event time far behind it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFacts:
+    """What the counts of a block cannot say."""
+
+    length: timedelta = timedelta(days=1)
+    """Of a block."""
+    served: Mapping[str, int] | None = None
+    """Rows by earlier live block, empty ones included, whatever was found in them; None takes those of `previous`."""
+    holes: Collection[str] = ()
+    """Live blocks without rows in which rows were missing."""
+    odd: Oddities = Oddities()
+    before: Sequence[Oddities] = ()
+    """Of earlier good blocks."""
 
 
 def check_block(
@@ -97,7 +115,8 @@ def check_block(
 
     `previous` are profiles of earlier blocks that were found good, in any order and chunking; the newest 28 count, and
     where there are fewer the reference's own blocks before `day` fill up. Rules that need a history are passed over
-    without one. Row counts are compared with `previous` alone: a reference may be thinned.
+    without one. Row counts are compared with those of live blocks alone, because a reference may be thinned; its blocks
+    say on which days rows come.
 
     Raises TerminalError where `day` is not exactly one block, is counted against other bins, or no rule could be
     evaluated: silence about an unchecked block is no success.
@@ -109,8 +128,12 @@ def check_block(
     served = served.select(name for name in served.blocks if name < block)
     history = _history(reference, served, block)
     checks = _Checks()
-    _check_batch(checks, batch, n_rows)
-    _check_volume(checks, served, block, n_rows)
+    facts = batch or BatchFacts()
+    known = facts.served
+    if known is None:
+        known = {name: int(n) for name, n in zip(served.blocks, served.n_rows, strict=True)}
+    _check_volume(checks, block, n_rows, known, facts, reference)
+    _check_oddities(checks, facts)
     if n_rows:
         for name in reference.bins.names:
             _check_feature(checks, history.feature(name), day.feature(name))
@@ -156,45 +179,35 @@ def _history(reference: Profile, served: Profile, block: str) -> Profile:
     return served.select(served.blocks[-HISTORY_BLOCKS:])
 
 
-def _check_batch(checks: _Checks, batch: BatchFacts | None, n_rows: int) -> None:
-    if batch is None:
+def _check_volume(
+    checks: _Checks, block: str, n_rows: int, served: Mapping[str, int], facts: BatchFacts, reference: Profile
+) -> None:
+    days = [name for name, n in zip(reference.blocks, reference.n_rows, strict=True) if n and name < block]
+    found = judge_volume(
+        block, n_rows, served=served, holes=facts.holes, reference=days, length=facts.length
+    )  # fmt: skip
+    if found is None:
         return
-    n_extra = len(batch.extra_columns)
-    checks.rule("extra_column", None, value=n_extra, limits=(1, 1), detail=f"{n_extra} column(s) not in the contract")
-    if n_rows:
-        ratio = batch.n_duplicate_keys / n_rows
-        checks.rule("duplicate_keys", None, value=ratio, limits=(DUPLICATES, DUPLICATES), detail=f"{ratio:.1%} of keys")
-    late = batch.stale_for / batch.stale_limit
-    checks.rule("stale", None, value=late, limits=(_NEVER, 1.0), detail=f"newest event late by {batch.stale_for}")
+    kind = "no_rows" if found.kind == "no_rows" else "volume"
+    detail = f"{n_rows or 'no'} rows, usual are {found.usual:.0f}"
+    checks.rule(kind, None, value=found.off, limits=(_NEVER, np.nextafter(1.0, 2.0)), detail=detail)
 
 
-def _check_volume(checks: _Checks, served: Profile, block: str, n_rows: int) -> None:
-    usual = _usual_rows(served, block)
-    if usual is None and not n_rows and served.n_rows.any():
-        usual = float(np.median(served.n_rows))  # no rows at all is a fault after however few blocks with some
-    if usual is None:
+def _check_oddities(checks: _Checks, facts: BatchFacts) -> None:
+    """Shares of odd rows beyond what earlier blocks had; passed over where those are too few to say what is usual."""
+    if len(facts.before) < MIN_HISTORY:
         return
-    low, high = VOLUME[0] * usual, VOLUME[1] * usual
-    off = max(low / max(n_rows, 1e-3), n_rows / high)
-    detail = f"{n_rows} rows, usual are {usual:.0f}"
-    checks.rule("volume", None, value=off, limits=(_NEVER, np.nextafter(1.0, 2.0)), detail=detail)
-
-
-def _usual_rows(served: Profile, block: str) -> float | None:
-    if len(served) < MIN_HISTORY:
-        return None
-    try:
-        weekday = date.fromisoformat(block).weekday()
-        same = [n for name, n in zip(served.blocks, served.n_rows, strict=True) if _weekday(name) == weekday]
-    except ValueError:
-        same = []
-    # Weekly and longer blocks all fall on one weekday: then this is the median of all.
-    rows = same[-4:] if len(same) >= _SAME_WEEKDAYS else list(served.n_rows[-HISTORY_BLOCKS:])
-    return float(np.median(rows)) or None
-
-
-def _weekday(block: str) -> int:
-    return date.fromisoformat(block).weekday()
+    table = np.array([[o.n_rows, o.repeated, o.extra, o.late] for o in (*facts.before, facts.odd)], dtype=np.int64)
+    rows, repeated, extra, late = table.T
+    for kind, hits, total, limits, words in (
+        ("repeated_rows", repeated, rows, REPEATED, "repeat another row of the block"),
+        ("extra_column", extra, rows, (EXTRA, _NEVER), "came with a column that the contract does not know"),
+        ("late_rows", late, rows + late, LATE, "arrived with an event time far behind"),
+    ):
+        if total[-1]:
+            step = _step(hits[-1:], total[-1:], hits[:-1], total[:-1])
+            detail = f"{hits[-1] / total[-1]:.1%} of rows {words}, {step:.1%} more than in any earlier block"
+            checks.rule(kind, None, value=step, limits=limits, detail=detail)
 
 
 def _check_feature(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -> None:

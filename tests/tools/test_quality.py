@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import date, timedelta
 from importlib.util import find_spec
 from itertools import chain
@@ -15,7 +16,7 @@ import pytest
 from state.errors import TerminalError
 from state.profile import Bins, Profile, fit_bins
 from tools.drift.decision import DriftVerdict, decide_drift
-from tools.quality import BatchFacts, QualityReport, check_block
+from tools.quality import BatchFacts, Oddities, QualityReport, check_block
 
 Columns = dict[str, Any]
 TYPES = {
@@ -238,7 +239,8 @@ def test_row_counts_far_from_the_weekdays_median_are_a_fault(world: World, n_row
 
     report = check_block(world.reference, [before], today)
 
-    assert (("volume", "hard") in {(f.kind, f.severity) for f in report.findings}) is faulty
+    hard = {f.kind for f in report.findings if f.severity == "hard"}
+    assert hard == ({"volume" if n_rows else "no_rows"} if faulty else set())
 
 
 def test_a_day_without_rows_is_a_fault_after_a_single_day_with_some(world: World) -> None:
@@ -263,14 +265,42 @@ def test_quiet_sundays_are_no_fault_and_a_quiet_monday_is(world: World) -> None:
     assert is_faulty("2026-05-04")
 
 
-def test_batch_facts_are_hard(world: World) -> None:
+@pytest.mark.parametrize(
+    ("odd", "usual", "found"),
+    [
+        pytest.param(Oddities(n_rows=ROWS, repeated=ROWS // 2), 0, {("repeated_rows", "hard")}, id="sent-twice"),
+        pytest.param(Oddities(n_rows=ROWS, repeated=12), 0, {("repeated_rows", "warn")}, id="a-few-sent-twice"),
+        pytest.param(Oddities(n_rows=ROWS, repeated=60), 60, set(), id="coarse-rows-that-always-repeat"),
+        pytest.param(Oddities(n_rows=ROWS, late=60), 0, {("late_rows", "hard")}, id="old-rows-arrive"),
+        pytest.param(Oddities(n_rows=ROWS, late=60), 60, set(), id="clients-that-are-always-late"),
+        pytest.param(Oddities(n_rows=ROWS, extra=ROWS), 0, {("extra_column", "warn")}, id="a-new-column"),
+        pytest.param(Oddities(n_rows=ROWS, extra=ROWS), ROWS, set(), id="a-column-that-always-came"),
+    ],
+)
+def test_odd_rows_count_beyond_what_earlier_blocks_had(
+    world: World, odd: Oddities, usual: int, found: set[tuple[str, str]]
+) -> None:
     before, after = world.run(lambda part, rng: part)
-    facts = BatchFacts(extra_columns=["ignore_rules"], n_duplicate_keys=9, stale_for=timedelta(days=2))
-    report = check_block(world.reference, [before], after.select(after.blocks[:1]), batch=facts)
+    normal = Oddities(n_rows=ROWS, repeated=usual, extra=usual, late=usual)
+    odd = replace(normal, **{name: n for name, n in asdict(odd).items() if n})
 
-    assert {f.kind for f in report.findings} == {"extra_column", "duplicate_keys", "stale"}
-    assert report.faulty
-    assert all("ignore_rules" not in f.detail for f in report.findings), "names from data stay out of the text"
+    def findings(n_before: int) -> set[tuple[str, str]]:
+        facts = BatchFacts(odd=odd, before=[normal] * n_before)
+        report = check_block(world.reference, [before], after.select(after.blocks[:1]), batch=facts)
+        return {(f.kind, f.severity) for f in report.findings}
+
+    assert findings(10) == found
+    assert findings(4) == set(), "too few blocks to say what is usual"
+
+
+def test_the_calendar_of_live_blocks_wins_over_the_profiles_that_are_left(world: World) -> None:
+    """A new champion has no profiles of its own yet: its rows are still compared with those of the weeks before."""
+    nothing = Profile(bins=world.bins, blocks=("2026-04-29",), counts=np.zeros((1, world.bins.width), dtype=np.int64))
+    facts = BatchFacts(served=dict.fromkeys(days("2026-04-01", 28), ROWS))
+
+    report = check_block(world.reference, [], nothing, batch=facts)
+
+    assert [(f.kind, f.severity, f.detail) for f in report.findings] == [("no_rows", "hard", "no rows, usual are 600")]
 
 
 def test_declared_bounds_are_hard_and_observed_ones_are_not() -> None:
