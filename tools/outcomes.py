@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
@@ -45,6 +46,12 @@ class WorkspaceOutcomes:
         return _collect(captured_rows(self._root, model, start=start, end=end), model).sort(
             "event_time", "request_id", maintain_order=True
         )
+
+    def revisions(self, model: str) -> Mapping[str, int]:
+        """The number of record files, by event day."""
+        files = _record_files(self._root, model, start=None, end=None)
+        folder = self._root / "predictions" / model
+        return dict(Counter(path.relative_to(folder).parts[0].removeprefix("day=") for path in files))
 
     def record(self, model: str, labels: pl.DataFrame, *, key: str) -> int:
         """Store `request_id, label, available_at`, once per `key`; returns the number of rows that this call stored.

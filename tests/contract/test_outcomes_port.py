@@ -81,6 +81,14 @@ def test_a_window_without_predictions_is_empty_with_its_columns(side: Side[Outco
     assert {"request_id", "event_time", "version", "score"} <= set(rows.columns)
 
 
+def test_a_days_revision_stays_while_its_records_stay(side: Side[Outcomes]) -> None:
+    revisions = side.open().revisions(MODEL)
+
+    assert set(revisions) == {at(day).date().isoformat() for day in range(3)}
+    assert all(number > 0 for number in revisions.values())
+    assert side.open().revisions(MODEL) == revisions
+
+
 def test_labels_are_stored_once_per_key_even_by_a_new_process(side: Side[Outcomes]) -> None:
     first, second, third, _ = ids(side.open())
     assert side.open().record(MODEL, statement([first, second], 1.0, at(3)), key="k1") == 2

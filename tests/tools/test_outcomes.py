@@ -51,6 +51,18 @@ def test_a_request_answered_twice_counts_once_with_its_first_answer(tmp_path: Pa
     assert {"entity", "event_time", "score", "flags", "amount"} <= set(rows.columns)
 
 
+def test_a_days_revision_rises_with_every_file_of_records(tmp_path: Path) -> None:
+    outcomes = WorkspaceOutcomes(tmp_path)
+    assert outcomes.revisions("m") == {}
+    record_rows(tmp_path, 0, ["a"])
+    record_rows(tmp_path, 1, ["b"])
+    before = outcomes.revisions("m")
+    record_rows(tmp_path, 0, ["c"], seq=1)
+
+    assert before == {"2026-03-01": 1, "2026-03-02": 1}
+    assert outcomes.revisions("m") == {"2026-03-01": 2, "2026-03-02": 1}
+
+
 def test_mirrored_records_and_other_days_are_left_out(tmp_path: Path) -> None:
     record_rows(tmp_path, 0, ["a"], mirrored=True)
     record_rows(tmp_path, 1, ["b"])
