@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -582,6 +583,22 @@ def test_an_error_of_our_own_is_one_line_and_a_file_for_whoever_repairs_it(tmp_p
     [kept] = tmp_path.glob("steady-error-*.txt")
     assert str(kept) in done.stderr
     assert "ZeroDivisionError: inside" in kept.read_text()
+
+
+@pytest.mark.parametrize("module", ["typer", "polars", "console.cli.main"])
+def test_ctrl_c_while_modules_are_read_shows_no_traceback(module: str) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class CtrlC:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, CtrlC())\n"
+        "from importlib.metadata import entry_points\n"
+        "[steady] = entry_points(group='console_scripts', name='steady')\n"
+        "steady.load()()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_reader_that_has_enough_is_no_error(told: Path) -> None:
