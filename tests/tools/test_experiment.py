@@ -8,7 +8,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tools.experiment import ABTest, ab_test, assign, confidence_radius, paired_comparison, sample_ratio_check
+from tests.tools.false_wins import false_wins
+from tools.experiment import (
+    ABTest,
+    ab_test,
+    assign,
+    confidence_radius,
+    needed_z,
+    paired_comparison,
+    sample_ratio_check,
+)
 
 
 def smooth(rng: np.random.Generator, n: int, correlation: float) -> np.ndarray:
@@ -42,8 +51,41 @@ def test_paired_verdict(n_blocks: int, gain: float, verdict: str) -> None:
     assert paired.n_blocks == n_blocks
 
 
+@pytest.mark.parametrize(
+    ("n_blocks", "needed"),
+    [
+        pytest.param(7, 3.767, id="a-week"),
+        pytest.param(10, 3.294, id="ten"),
+        pytest.param(27, 2.808, id="one-less-than-measured"),
+        pytest.param(28, 2.8, id="as-measured"),
+        pytest.param(90, 2.8, id="never-below"),
+    ],
+)
+def test_fewer_blocks_need_a_higher_z_and_more_blocks_no_lower_one(n_blocks: int, needed: float) -> None:
+    assert needed_z(2.8, n_blocks) == pytest.approx(needed, abs=0.001)
+    rng = np.random.default_rng(2)
+    noise = rng.normal(size=n_blocks)
+    noise = (noise - noise.mean()).tolist()
+    result = paired_comparison(noise, [0.0] * n_blocks)
+    assert result.needed_z == needed_z(2.8, n_blocks)
+
+    # The same blocks, moved until their z lies at the bound and a little short of it.
+    for share, verdict in ((1.001, "win"), (0.999, "lose")):
+        moved = [value + share * needed_z(2.8, n_blocks) * result.se for value in noise]
+        assert paired_comparison(moved, [0.0] * n_blocks).verdict == verdict
+
+
+@pytest.mark.parametrize(("correlation", "most"), [(0.0, 0.008), (0.3, 0.022)])
+def test_equal_models_win_no_more_often_over_few_blocks_than_over_many(correlation: float, most: float) -> None:
+    for n_blocks in (7, 10, 14, 28):
+        wins = false_wins(n_blocks, correlation, n_draws=4_000, seed=5)
+        assert wins.by_length <= most
+        if n_blocks < 14:
+            assert wins.fixed > 1.5 * wins.by_length
+
+
 def test_win_is_exactly_at_the_bound() -> None:
-    champion, challenger = [1.0, 2.0, 3.0, 2.0, 1.0, 3.0, 2.0], [0.9, 1.8, 2.9, 1.9, 0.7, 2.8, 1.9]
+    champion, challenger = [1.0, 2.0, 3.0, 2.0, 1.0, 3.0, 2.0] * 4, [0.9, 1.8, 2.9, 1.9, 0.7, 2.8, 1.9] * 4
     z = paired_comparison(champion, challenger).z
 
     assert paired_comparison(champion, challenger, win_z=z).verdict == "win"
