@@ -262,7 +262,7 @@ def _judge_ab_test(situation: Situation, reading: dict[str, Any]) -> Move:
             summary="The arms do not hold the share of entities that was asked for; the result is not read.",
             facts={"canary_failed": True, "ab_verdict": "undecided"}, details=details,
         )  # fmt: skip
-    horizon = since + spec.rollout.ab_test.horizon
+    horizon = since + spec.rollout.ab_test.horizon + machine.paused(rollout.body)
     at_horizon = situation.now >= horizon
     if verdict == "worse" or (verdict != "better" and at_horizon and spec.outcomes == "affected"):
         return Learned(

@@ -42,6 +42,8 @@ class Watch(BaseModel):
     outcomes_until: AwareDatetime | None = None
     previous_profiles: list[str] = []
     """Encoded profiles of the newest good blocks, oldest first."""
+    stopped: bool = False
+    """The system did not run throughout the block: how many rows it holds says nothing."""
 
 
 class Measured(BaseModel):
@@ -53,6 +55,8 @@ class Measured(BaseModel):
     n_by_version: dict[str, int] = {}
     profile: str | None = None
     findings: list[dict[str, JsonValue]] = []
+    not_judged: list[str] = []
+    """What would have been a finding, had the system run throughout the block."""
     losses: dict[str, dict[str, float]] = {}
     """Version -> block -> loss of the objective's metric."""
     n_labelled: int = 0
@@ -95,9 +99,14 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
     if not frame.height and not any(earlier.n_rows.any() for earlier in previous):
         return  # nothing has ever been served: there is no block to judge yet
     report = check_block(reference, previous, profile)
-    measured.findings = [finding_json(finding) for finding in report.findings] + _retyped(frame)
+    found = [finding_json(finding) for finding in report.findings] + _retyped(frame)
+    passed_over = [f for f in found if watch.stopped and f["kind"] in OF_VOLUME]
+    measured.findings = [f for f in found if f not in passed_over]
+    measured.not_judged = [sentence(f) for f in passed_over]
 
 
+OF_VOLUME = ("volume", "no_rows")
+"""Kinds of findings about how many rows there are: a server that does not run explains them by itself."""
 RETYPED_SHARE = 0.05
 """Share of a block's rows whose value could not be read as its type, from which on the column has been retyped."""
 
@@ -158,8 +167,7 @@ def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
     signals: list[dict[str, JsonValue]] = []
     hard = [f for f in measured.findings if f["severity"] == "hard"]
     if not measured.server_ready:
-        # A server that does not answer explains the rows that are missing by itself.
-        hard = [f for f in hard if f["kind"] != "volume"]
+        hard = [f for f in hard if f["kind"] not in OF_VOLUME]
     if hard:
         text = "; ".join(sentence(f) for f in hard[:4])
         signals.append(

@@ -1,7 +1,8 @@
 """The rollout as a state machine on observed weights: pure functions, one judgement each.
 
 The body of a rollout row: `step` (index of the analysis step in force, -1 before the first), `weight` (the candidate's
-percent), `since` (domain time of the last weight change), `samples` (service counters at that change, by version),
+percent), `since` (domain time of the last weight change, moved on by the time in which nobody looked; of an A/B test
+`paused` holds that time), `samples` (service counters at that change, by version),
 `baseline` (the champion's last healthy window), `ab` (start and last verdict of the A/B test), `waived` (an approver let the
 candidate onto the canary without its gates).
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from state.spec import ModelSpec
@@ -66,6 +67,12 @@ def next_step(spec: ModelSpec, step: int) -> int | None:
 
 def dwell_ends(spec: ModelSpec, since: datetime) -> datetime:
     return since + spec.rollout.dwell
+
+
+def paused(body: dict[str, Any]) -> timedelta:
+    """How long nobody looked after the A/B test that is under way: its horizon is later by that."""
+    known = body.get("paused")
+    return timedelta(seconds=known["seconds"]) if known and known["since"] == body.get("since") else timedelta(0)
 
 
 def analyse(spec: ModelSpec, *, candidate: ServiceWindow | None, stable: ServiceWindow | None) -> Analysis:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -50,6 +50,8 @@ class Crew:
     """Where checkpoints of the decision log are written besides the database."""
     wall: Clock = field(default_factory=WallClock)
     lease_seconds: float = LEASE_SECONDS
+    patience: timedelta | None = None
+    """The longest pause between two looks in which nobody was away. None: a block, as a replay moves by blocks."""
     say: Callable[[str, str], None] = lambda agent, text: None
     """Progress for people: who, and one plain sentence."""
 
@@ -59,7 +61,7 @@ class Crew:
 
 Topic = Literal[
     "signal", "diagnosis", "data_quality", "drift", "performance", "backtest", "gates", "analysis",
-    "ab_test", "health", "foreign_edit", "left_alone", "plan", "world",
+    "ab_test", "health", "foreign_edit", "left_alone", "plan", "world", "operation",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import partial
 from typing import Literal
 
+from orchestrator.attendance import attend
 from orchestrator.bake import watch_bake
 from orchestrator.crew import Crew, tell
 from orchestrator.execute import MAX_RETRIES, recover
@@ -39,6 +40,8 @@ def tick(crew: Crew, graph: Graph, spec: ModelSpec) -> Tick:
     """One pass over one model. Reacts to what the rows and the platform say now, never to the memory of an event."""
     with crew.db.transaction() as conn:
         lease = leases.acquire(conn, f"model/{spec.model}", crew.owner, crew.lease_seconds)
+        if lease is not None:
+            attend(crew, conn, spec, fence=lease.fence)
     if lease is None:
         return Tick(outcome="not_ours")
     fence = lease.fence

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from agents.base import matured_until
 from agents.monitoring import Measured, Watch, decode_profile, look, reference_profile, sentence
+from agents.oddities import Before
+from orchestrator.attendance import patience_of, read_attendance
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
+from orchestrator.cursor import Cursor, block_name, block_start, read_cursor, save_cursor
 from orchestrator.promises import missed_goals
 from orchestrator.signals import Signal
+from orchestrator.traffic_book import enter, read_before
 from orchestrator.triage import days_of_block, take_in
 from state import store
 from state.profile import Profile, merge
@@ -22,21 +24,9 @@ from state.rows import BlockRow, DetectorRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 from tools.drift.decision import DriftVerdict, decide_drift, window_alpha
-from tools.drift.performance import EDetector, block_of, reference_from_losses
+from tools.drift.performance import EDetector, reference_from_losses
 
 PREVIOUS_BLOCKS = 28
-
-
-@dataclass(slots=True, kw_only=True)
-class Cursor:
-    """How far one model has been looked at; a row, so that a restart goes on where the last look ended."""
-
-    traffic: datetime
-    """Start of the first block whose traffic has not been measured."""
-    outcomes: datetime
-    """Event time up to which matured outcomes have been measured."""
-    drift: datetime
-    """Start of the drift window that is filling."""
 
 
 def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
@@ -49,8 +39,9 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
         return False
     stood_out = False
     while True:
+        _pass_over(crew, spec, fence)
         with crew.db.transaction() as conn:
-            cursor = _cursor(crew, conn, spec)
+            cursor = read_cursor(crew, conn, spec)
             step = _next_look(crew, conn, spec, champion, cursor)
         if step is None:
             return stood_out
@@ -64,7 +55,7 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
             if step.outcomes_until is not None:
                 cursor.outcomes = step.outcomes_until
             found += _judge_drift(crew, conn, spec, champion, cursor, fence)
-            _save_cursor(conn, spec, cursor, fence)
+            save_cursor(conn, spec, cursor, fence)
             for signal in found:
                 take_in(crew, conn, spec, signal, fence)
         stood_out |= bool(found)
@@ -72,54 +63,60 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
 
 def _signal(item: dict[str, Any]) -> Signal:
     return Signal(
-        name=item["name"], text=item["text"], block=item.get("block"),
-        details={k: v for k, v in item.items() if k not in ("name", "text", "block")},
+        name=item["name"], text=item["text"], block=item.get("block"), blocks=item.get("blocks", []),
+        details={k: v for k, v in item.items() if k not in ("name", "text", "block", "blocks")},
     )  # fmt: skip
-
-
-def _cursor(crew: Crew, conn: Connection, spec: ModelSpec) -> Cursor:
-    row = store.get(conn, DetectorRow, f"{spec.model}/cursor")
-    if row is None:
-        start = _block_start(crew.clock.now(), spec)
-        return Cursor(traffic=start, outcomes=start, drift=start)
-    at = {name: datetime.fromisoformat(str(row.state[name])) for name in ("traffic", "outcomes", "drift")}
-    return Cursor(traffic=at["traffic"], outcomes=at["outcomes"], drift=at["drift"])
-
-
-def _save_cursor(conn: Connection, spec: ModelSpec, cursor: Cursor, fence: Fence) -> None:
-    state = {name: getattr(cursor, name).isoformat() for name in ("traffic", "outcomes", "drift")}
-    store.put(conn, DetectorRow(id=f"{spec.model}/cursor", model=spec.model, state=state), fence=fence)
 
 
 def begin(crew: Crew, spec: ModelSpec, *, fence: Fence) -> None:
     """Start the watch at the present block; does nothing where it has begun."""
     with crew.db.transaction() as conn:
         if store.get(conn, DetectorRow, f"{spec.model}/cursor") is None:
-            _save_cursor(conn, spec, _cursor(crew, conn, spec), fence)
+            save_cursor(conn, spec, read_cursor(crew, conn, spec), fence)
 
 
-def block_name(at: datetime, spec: ModelSpec) -> str:
-    """Name of the block that holds `at`: the ISO date (or time) of its start."""
-    return str(block_of(pl.Series([at]), spec.monitoring.block)[0])
+def _pass_over(crew: Crew, spec: ModelSpec, fence: Fence) -> None:
+    """Go past blocks in which the system was stopped and nothing was served: there is nothing to measure in them."""
+    with crew.db.snapshot() as conn:
+        cursor, attended = read_cursor(crew, conn, spec), read_attendance(conn, spec.model)
+    if attended is None:
+        return
+    start, block, patience = cursor.traffic, spec.monitoring.block, patience_of(crew, spec)
+    while cursor.traffic + block <= crew.clock.now():
+        end = cursor.traffic + block
+        if not attended.away(cursor.traffic, end, patience=patience) or _served(crew, spec, cursor.traffic, end):
+            break
+        cursor.traffic, cursor.paused = end, cursor.paused + 1
+    if cursor.traffic > start:
+        with crew.db.transaction() as conn:
+            save_cursor(conn, spec, cursor, fence)
 
 
-def _block_start(at: datetime, spec: ModelSpec) -> datetime:
-    return datetime.fromisoformat(block_name(at, spec)).replace(tzinfo=UTC)
+def _served(crew: Crew, spec: ModelSpec, start: datetime, end: datetime) -> bool:
+    return bool(crew.platform.outcomes.predictions(spec.model, start=start, end=end).height)
 
 
 def _next_look(crew: Crew, conn: Connection, spec: ModelSpec, champion: str, cursor: Cursor) -> Watch | None:
     """The next complete block of traffic, and with it every outcome that has matured; None where nothing is new."""
     now, block = crew.clock.now(), spec.monitoring.block
     complete = cursor.traffic + block <= now
-    matured = _block_start(matured_until(now, spec.data.label.delay), spec)
+    matured = block_start(matured_until(now, spec.data.label.delay), spec)
     fresh = matured > cursor.outcomes
     if not complete and not fresh:
         return None
     previous: list[str] = []
+    before = Before()
+    attended = read_attendance(conn, spec.model)
+    stopped = False
     if complete:
         rows = store.select(conn, BlockRow, model=spec.model, topic=f"profile/{champion}", order="block",
                             newest_first=True, limit=PREVIOUS_BLOCKS)  # fmt: skip
-        previous = [str(row.body["profile"]) for row in reversed(rows) if not row.body.get("hard")]
+        ours = [row for row in reversed(rows) if attended is None or row.block >= attended.since]
+        good = [row for row in ours if not row.body.get("hard") and not row.body.get("stopped")]
+        previous = [str(row.body["profile"]) for row in good]
+        before = read_before(conn, spec, good, since=attended.since if attended is not None else "")
+        if attended is not None:
+            stopped = attended.away(cursor.traffic, cursor.traffic + block, patience=patience_of(crew, spec))
     return Watch(
         model=spec.model, spec=spec, now=now, champion=champion,
         traffic_block=block_name(cursor.traffic, spec) if complete else None,
@@ -128,6 +125,8 @@ def _next_look(crew: Crew, conn: Connection, spec: ModelSpec, champion: str, cur
         outcomes_from=cursor.outcomes if fresh else None,
         outcomes_until=matured if fresh else None,
         previous_profiles=previous,
+        before=before,
+        stopped=stopped,
     )  # fmt: skip
 
 
@@ -135,14 +134,26 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
     """Store what was measured, once per block: profiles against the champion's bins, losses by version."""
     model = spec.model
     if step.traffic_block is not None:
-        hard = any(f["severity"] == "hard" for f in measured.findings)
+        kinds = {f["kind"] for f in measured.findings if f["severity"] == "hard"}
+        hard = bool(kinds - {"late_rows"})  # those spoil older blocks
         body: dict[str, Any] = {
             "profile": measured.profile, "n_rows": measured.n_rows, "n_by_version": dict(measured.n_by_version),
-            "findings": list(measured.findings), "hard": hard,
+            "findings": list(measured.findings), "hard": hard, "stopped": step.stopped, "odd": measured.intake.odd,
         }  # fmt: skip
+        enter(
+            conn, spec, step.traffic_block, measured.n_rows, measured.intake, hole="no_rows" in kinds,
+            counts=not step.stopped, fence=fence,
+        )  # fmt: skip
         topic = f"profile/{step.champion}"
         row_id = f"{model}/{step.traffic_block}/{step.champion}/profile"
         store.put(conn, BlockRow(id=row_id, model=model, topic=topic, block=step.traffic_block, body=body), fence=fence)
+        if measured.not_judged:
+            observe(
+                crew, conn, model=model, topic="left_alone", verdict="not_judged", actor='Agent::"monitoring"',
+                summary=f"{step.traffic_block}: {'; '.join(measured.not_judged)}; not judged, for the system was stopped "
+                "within that block.",
+                details={"block": step.traffic_block},
+            )  # fmt: skip
         warnings = [f for f in measured.findings if f["severity"] != "hard"]
         if warnings:
             observe(
@@ -188,12 +199,18 @@ def _judge_losses(
 
 def _newest_losses(conn: Connection, spec: ModelSpec, champion: str, bad: set[str]) -> dict[str, float]:
     """Block -> loss of the champion's newest matured blocks, newest first, quarantined days left out."""
+    return {row.block: float(str(row.body["loss"])) for row in _loss_rows(conn, spec, champion, bad)}
+
+
+def _loss_rows(conn: Connection, spec: ModelSpec, champion: str, bad: set[str]) -> list[BlockRow]:
+    """The champion's newest matured blocks, newest first: without quarantined days and those of a replay that ended."""
     rows = store.select(conn, BlockRow, model=spec.model, topic="loss", order="block", newest_first=True, limit=28)
-    return {
-        row.block: float(str(row.body["loss"]))
-        for row in rows
-        if row.body.get("version") == champion and not bad & set(days_of_block(row.block, spec))
-    }
+    attended = read_attendance(conn, spec.model)
+    since = attended.since if attended is not None else ""
+    return [
+        row for row in rows
+        if row.body.get("version") == champion and row.block >= since and not bad & set(days_of_block(row.block, spec))
+    ]  # fmt: skip
 
 
 ALARM_BLOCKS = 7
@@ -205,8 +222,7 @@ def _alarm(
     """The signal of an alarmed detector; None where the same alarm was raised before and has not grown since."""
     reference = detector.reference
     known = store.get(conn, DetectorRow, f"{spec.model}/alarm/{champion}")
-    rows = store.select(conn, BlockRow, model=spec.model, topic="loss", order="block", newest_first=True, limit=28)
-    ours = [r for r in rows if r.body.get("version") == champion and not bad & set(days_of_block(r.block, spec))]
+    ours = _loss_rows(conn, spec, champion, bad)
     newest = ours[0].block if ours else ""
     if known is not None:
         # Growth is judged on a whole window of newer blocks, so that one slow fall is one signal.
@@ -247,17 +263,17 @@ def _judge_drift(
     crew: Crew, conn: Connection, spec: ModelSpec, champion: str, cursor: Cursor, fence: Fence
 ) -> list[Signal]:
     """Test a whole, non-overlapping window once it is full; the year's alpha is spread over its windows."""
-    window = spec.monitoring.drift_window
+    window = spec.monitoring.drift_window + cursor.paused * spec.monitoring.block
     if cursor.drift + window > cursor.traffic:
         return []
     start, end = cursor.drift, cursor.drift + window
-    cursor.drift = end
+    cursor.drift, cursor.paused = end, 0
     reference = reference_profile(crew.platform, spec.model, champion)
     current = _window_profile(conn, spec, champion, reference, start, end)
     if not len(current):
         return []
     verdict = decide_drift(
-        reference, current, alpha=window_alpha(spec.monitoring.drift_alpha_per_year, window),
+        reference, current, alpha=window_alpha(spec.monitoring.drift_alpha_per_year, spec.monitoring.drift_window),
         rng=np.random.default_rng(int(start.timestamp())),
     )  # fmt: skip
     return _drift_signals(crew, conn, spec, verdict, start, end, fence)

@@ -46,7 +46,7 @@ class Observed(Decision):
     kind: Literal["observed"] = "observed"
     topic: Literal[
         "signal", "diagnosis", "data_quality", "drift", "performance", "backtest", "gates", "analysis",
-        "ab_test", "health", "foreign_edit", "left_alone", "plan", "world",
+        "ab_test", "health", "foreign_edit", "left_alone", "plan", "world", "operation",
     ]  # fmt: skip
     verdict: str
     evidence_ids: list[str] = []
