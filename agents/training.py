@@ -195,7 +195,13 @@ def _judge_evaluation(situation: Situation, reading: dict[str, Any]) -> Move:
             topic="gates",
             verdict="not_measurable",
             summary=f"Too few labelled days are newer than the cuts of both versions to measure version {situation.candidate}.",
-            facts={"gates_evaluated": True, "gates_passed": False, "gates_cleared": True, "paired_win": False},
+            facts={
+                "gates_evaluated": True,
+                "gates_passed": False,
+                "gates_cleared": True,
+                "paired_win": False,
+                "compared_with": situation.champion,
+            },
         )
     start, until = stretch.start, stretch.end
     args: dict[str, JsonValue] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -31,6 +32,14 @@ _HOUR, _DAY, _MONTH = timedelta(hours=1), timedelta(days=1), timedelta(days=30)
 REMEDY_COOLDOWN = timedelta(days=14)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """What will hold when an action comes to be that policy is asked about ahead of time."""
+
+    leaving: frozenset[str]
+    """Rollouts that have made way by then, by id: they are over, and so are the incidents that they served."""
+
+
 def policy_context(
     crew: Crew,
     conn: Connection,
@@ -40,18 +49,20 @@ def policy_context(
     *,
     approved_by: list[str],
     own_key: str | None = None,
+    foreseen: Foreseen | None = None,
 ) -> dict[str, ContextValue]:
     """The whole Cedar context for one proposal.
 
-    `own_key` names the action itself where the ledger holds it already: it must not count against itself.
+    `own_key` names the action itself where the ledger holds it already: it must not count against itself. With
+    `foreseen`, the facts are those at the time when the action would come to be.
     """
     given: dict[str, GivenValue] = {
         "approved_by": approved_by,
         **_people(conn, run, spec, proposal),
         **_ledger_counts(crew, conn, proposal, own_key),
-        **_judgements(conn, run, spec),
+        **_judgements(conn, run, spec, foreseen),
         **_data(crew, conn, spec, proposal),
-        **_rollout(crew, conn, spec, proposal),
+        **_rollout(crew, conn, spec, proposal, foreseen),
     }
     return build_context(given)
 
@@ -121,10 +132,11 @@ def _same_remedy(actions: list[ActionRow], proposal: Proposal, now: datetime) ->
     )
 
 
-def _judgements(conn: Connection, run: RunRow, spec: ModelSpec) -> dict[str, GivenValue]:
+def _judgements(conn: Connection, run: RunRow, spec: ModelSpec, foreseen: Foreseen | None) -> dict[str, GivenValue]:
     facts = run.facts
-    open_causes = {row.cause for row in store.select(conn, IncidentRow, model=spec.model, status="open")}
-    open_signals = {row.signal for row in store.select(conn, IncidentRow, model=spec.model, status="open")}
+    over = _incidents_of(conn, spec.model, foreseen.leaving) if foreseen is not None else frozenset()
+    incidents = [row for row in store.select(conn, IncidentRow, model=spec.model, status="open") if row.id not in over]
+    open_causes, open_signals = {row.cause for row in incidents}, {row.signal for row in incidents}
     z = facts.get("paired_z")
     return {
         "loss_alarm_open": "loss_alarm" in open_signals,
@@ -141,6 +153,12 @@ def _judgements(conn: Connection, run: RunRow, spec: ModelSpec) -> dict[str, Giv
         "ab_minimum_samples": spec.rollout.ab_test.minimum_samples,
         "sample_ratio_ok": bool(facts.get("sample_ratio_ok")),
     }
+
+
+def _incidents_of(conn: Connection, model: str, rollouts: frozenset[str]) -> frozenset[str]:
+    """Incidents that end with the runs of these rollouts."""
+    runs = store.select(conn, RunRow, model=model, status=["ready", "waiting"])
+    return frozenset(run.subject_id for run in runs if run.body.get("rollout_id") in rollouts)
 
 
 def _fault_contained(conn: Connection, model: str) -> bool:
@@ -199,14 +217,20 @@ def _number(value: Any) -> float | int | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _rollout(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) -> dict[str, GivenValue]:
+def _rollout(
+    crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal, foreseen: Foreseen | None
+) -> dict[str, GivenValue]:
     """Shares as they are now and as they would be, with the state of the versions concerned."""
     version = proposal.args.get("version")
     target_version = str(proposal.args.get("to", version))
     champion = champion_of(crew, spec.model)
     route = crew.platform.mesh.read(spec.model)
     present = dict(route.weights) if route is not None else {}
-    running = [r for r in store.select(conn, RolloutRow, model=spec.model, status="running") if r.candidate != version]
+    leaving = foreseen.leaving if foreseen is not None else frozenset()
+    running = [
+        row for row in store.select(conn, RolloutRow, model=spec.model, status="running")
+        if row.candidate != version and row.id not in leaving
+    ]  # fmt: skip
     given: dict[str, GivenValue] = {
         "is_first_version": champion is None,
         "other_rollout_open": bool(running) and proposal.kind not in ("rollback", "retire_version"),
@@ -219,8 +243,10 @@ def _rollout(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) 
     weights = proposal.args.get("weights")
     target = int(str(weights.get(str(version), 0))) if isinstance(weights, dict) else now_percent
     heir = crew.platform.servers.get(spec.model, target_version)
+    # Whatever is foreseen after the staging comes only once the version's server is ready: until then the agent waits.
+    staged_by_then = foreseen is not None and proposal.kind != "stage_version"
     given |= {
-        "candidate_ready": bool(endpoint and endpoint.ready),
+        "candidate_ready": staged_by_then or bool(endpoint and endpoint.ready),
         "version_traffic_pct": now_percent,
         "target_pct": target,
         "step_pct": target - now_percent,

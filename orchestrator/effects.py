@@ -41,7 +41,8 @@ def apply_verified(
     if intent.kind in RECURRING:
         store.put(conn, SwitchRow(id=f"traffic/{intent.model}", body={"key": intent.key}), fence=fence)
     _SPECIFIC.get(intent.kind, _nothing)(crew, conn, run, intent, outcome, fence)
-    run.body["pinned"] = {}
+    # What a person was asked about before the version was staged is what is proposed after it.
+    run.body["pinned"] = run.body.pop("ahead", {}) if intent.kind == "stage_version" else {}
 
 
 def _nothing(*_: Any) -> None:
@@ -107,7 +108,7 @@ def _evaluated(
     """An existing version was scored beside the champion: its gates and its paired verdict are known now."""
     spec = crew.platform.specs[intent.model]
     _backtested(crew, conn, run, intent, outcome, fence)
-    run.facts["training_justified"] = False
+    run.facts |= {"training_justified": False, "compared_with": intent.args.get("champion")}
     move = gates_learned(
         situation_stub(spec, run, asked_by_person=run.subject_kind == "goal"),
         cast(list[dict[str, Any]], outcome.observed["gates"]),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal, cast
 
 from pydantic import JsonValue
 
 from orchestrator.actions import CATALOGUE
-from orchestrator.context import policy_context
+from orchestrator.context import Foreseen, policy_context
 from orchestrator.crew import Crew, agent_uid, tell
 from policies.context import ContextValue, discrete_facts
 from policies.engine import ModelResource, PolicyRequest, Verdict
@@ -47,7 +47,7 @@ def rule(crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal, *, fence:
     """
     with crew.db.transaction() as conn:
         attempt = ledger.next_attempt(conn, proposal.subject_id, proposal.kind, proposal.args)
-        key = action_key(subject_id=proposal.subject_id, kind=proposal.kind, args=proposal.args, attempt=attempt)
+        key = key_of(conn, proposal)
         held = ledger.get(conn, key)
         if held is not None:
             if held.state in ("verified", "reverted", "done"):
@@ -55,39 +55,100 @@ def rule(crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal, *, fence:
             if held.state == "unknown":
                 return Ruling(verdict="deny", key=key, rules=("unknown-effects",), reason=UNKNOWN)
             return Ruling(verdict="allow", key=key, intent=ledger.reopen(conn, key, fence))
-        approval = _usable_approval(conn, key)
-        approved_by = list(approval.roles) if approval is not None else []
-        context = policy_context(crew, conn, run, spec, proposal, approved_by=approved_by)
+        case = _heard(crew, conn, run, spec, proposal, key)
+        if case.verdict.effect != "allow":
+            return _not_allowed(crew, conn, run, proposal, key, case, fence)
+        decided, approval = _decided(crew, run, proposal, key, case), case.approval
+        intent = ledger.commit(
+            conn, proposal, key=key, attempt=attempt, prior=prior_state(crew, proposal),
+            facts_sha256=decided.facts_sha256, policy_sha256=crew.policy.sha256,
+            approval_id=approval.id if approval else None, run_id=run.id, decision=decided, fence=fence,
+            at=decided.at,
+        )  # fmt: skip
+        if approval is not None:
+            _change_approval(crew, conn, approval, "used", "")
+        return Ruling(verdict="allow", key=key, intent=intent, rules=case.verdict.rules)
+
+
+def foresee(
+    crew: Crew, run: RunRow, spec: ModelSpec, proposal: Proposal, *, foreseen: Foreseen, fence: Fence
+) -> Ruling:
+    """What policy says of an action that comes next once `foreseen` holds; a person is asked where it takes one.
+
+    Nothing is committed. The question and its answer are those of the action itself, under the same key: when its time
+    comes, and the facts are the foreseen ones, nobody is asked again.
+    """
+    with crew.db.transaction() as conn:
+        key = key_of(conn, proposal)
+        case = _heard(crew, conn, run, spec, proposal, key, foreseen=foreseen)
+        if case.verdict.effect != "allow":
+            return _not_allowed(crew, conn, run, proposal, key, case, fence)
+        return Ruling(verdict="allow", key=key, rules=case.verdict.rules)
+
+
+def key_of(conn: Connection, proposal: Proposal) -> str:
+    """The ledger key that the action has, or will have."""
+    attempt = ledger.next_attempt(conn, proposal.subject_id, proposal.kind, proposal.args)
+    return action_key(subject_id=proposal.subject_id, kind=proposal.kind, args=proposal.args, attempt=attempt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """One proposal before policy: what was asked, what it answered, and the person's answer that was counted in."""
+
+    request: PolicyRequest
+    verdict: Verdict
+    binding: str
+    approval: ApprovalRow | None
+
+
+def _heard(
+    crew: Crew,
+    conn: Connection,
+    run: RunRow,
+    spec: ModelSpec,
+    proposal: Proposal,
+    key: str,
+    *,
+    foreseen: Foreseen | None = None,
+) -> _Case:
+    """Policy's verdict with the answer that a person gave, as long as it was given to this very question."""
+
+    def ask(approval: ApprovalRow | None) -> _Case:
+        roles = list(approval.roles) if approval is not None else []
+        context = policy_context(crew, conn, run, spec, proposal, approved_by=roles, foreseen=foreseen)
         request = _request(spec, proposal, context)
-        verdict = crew.policy.decide(request)
         binding = _binding(crew, proposal, key, context)
-        if approval is not None and (approval.binding_sha256 != binding or verdict.effect != "allow"):
-            _change_approval(
-                crew, conn, approval, "void", "the evidence, the facts or the policy changed since the answer"
-            )
-            context = policy_context(crew, conn, run, spec, proposal, approved_by=[])
-            request = _request(spec, proposal, context)
-            verdict, approval = crew.policy.decide(request), None
-            binding = _binding(crew, proposal, key, context)
-        refused = _rejection(conn, key, binding) if verdict.effect == "needs_approval" else None
-        if refused is not None:
-            verdict = Verdict(effect="deny", rules=(REJECTED,), why=_no(refused))
-        decided = _decided(crew, run, proposal, key, request, verdict, approval)
-        if verdict.effect == "allow":
-            intent = ledger.commit(
-                conn, proposal, key=key, attempt=attempt, prior=prior_state(crew, proposal),
-                facts_sha256=decided.facts_sha256, policy_sha256=crew.policy.sha256,
-                approval_id=approval.id if approval else None, run_id=run.id, decision=decided, fence=fence,
-                at=decided.at,
-            )  # fmt: skip
-            if approval is not None:
-                _change_approval(crew, conn, approval, "used", "")
-            return Ruling(verdict="allow", key=key, intent=intent, rules=verdict.rules)
-        if verdict.effect == "needs_approval":
-            _ask(crew, conn, run, proposal, key, verdict, binding, decided, fence)
-            return Ruling(verdict="needs_approval", key=key, reason=verdict.why, rules=verdict.rules)
-        _record_denial(conn, run, decided, fence)
-        return Ruling(verdict="deny", key=key, reason=verdict.why, rules=verdict.rules)
+        return _Case(request=request, verdict=crew.policy.decide(request), binding=binding, approval=approval)
+
+    approval = _usable_approval(conn, key)
+    case = ask(approval)
+    if approval is not None and (approval.binding_sha256 != case.binding or case.verdict.effect != "allow"):
+        _change_approval(crew, conn, approval, "void", "the evidence, the facts or the policy changed since the answer")
+        case = ask(None)
+    refused = _rejection(conn, key, case.binding) if case.verdict.effect == "needs_approval" else None
+    if refused is not None:
+        return replace(case, verdict=Verdict(effect="deny", rules=(REJECTED,), why=_no(refused)))
+    return case
+
+
+def _not_allowed(
+    crew: Crew, conn: Connection, run: RunRow, proposal: Proposal, key: str, case: _Case, fence: Fence
+) -> Ruling:
+    """Ask a person, or record the denial."""
+    decided, verdict = _decided(crew, run, proposal, key, case), case.verdict
+    if verdict.effect == "needs_approval":
+        _ask(crew, conn, run, proposal, key, case, decided, fence)
+        return Ruling(verdict="needs_approval", key=key, reason=verdict.why, rules=verdict.rules)
+    _record_denial(conn, run, decided, fence)
+    return Ruling(verdict="deny", key=key, reason=verdict.why, rules=verdict.rules)
+
+
+def withdraw_questions(crew: Crew, conn: Connection, run: RunRow, reason: str) -> None:
+    """What was asked or answered for the run rests on something that is gone: it is void."""
+    for row in store.select(conn, ApprovalRow, model=run.model, status=["pending", "approved"]):
+        if row.run_id == run.id:
+            _change_approval(crew, conn, row, "void", reason)
 
 
 def ask_again(crew: Crew, run: RunRow, spec: ModelSpec, action: ActionRow, *, fence: Fence) -> str | None:
@@ -112,7 +173,8 @@ def ask_again(crew: Crew, run: RunRow, spec: ModelSpec, action: ActionRow, *, fe
             verdict = Verdict(effect="deny", rules=("approval-void",), why="the facts changed since a person approved")
         if verdict.effect == "allow":
             return None
-        log.append(conn, _decided(crew, run, proposal, action.id, request, verdict, None))
+        case = _Case(request=request, verdict=verdict, binding="", approval=None)
+        log.append(conn, _decided(crew, run, proposal, action.id, case))
     return verdict.why
 
 
@@ -136,27 +198,21 @@ def _request(spec: ModelSpec, proposal: Proposal, context: dict[str, ContextValu
 def _binding(crew: Crew, proposal: Proposal, key: str, context: dict[str, ContextValue]) -> str:
     """What an approval is good for: this action, under this policy, on this evidence and these judgements.
 
-    Counts and ages tick by themselves and void nothing.
+    Counts and ages tick by themselves and void nothing; nor does a judgement that no policy about the action reads.
     """
+    read = crew.policy.facts_used(proposal.kind)
     return digest(
         {
             "action_key": key,
             "policy": crew.policy.sha256,
             "evidence": sorted(proposal.evidence_ids),
-            "facts": discrete_facts(context),
+            "facts": {name: value for name, value in discrete_facts(context).items() if name in read},
         }
     )
 
 
-def _decided(
-    crew: Crew,
-    run: RunRow,
-    proposal: Proposal,
-    key: str,
-    request: PolicyRequest,
-    verdict: Verdict,
-    approval: ApprovalRow | None,
-) -> ActionDecided:
+def _decided(crew: Crew, run: RunRow, proposal: Proposal, key: str, case: _Case) -> ActionDecided:
+    request, verdict, approval = case.request, case.verdict, case.approval
     resource = request.resource
     return ActionDecided(
         **crew.stamp(),
@@ -207,12 +263,12 @@ def _ask(
     run: RunRow,
     proposal: Proposal,
     key: str,
-    verdict: Verdict,
-    binding: str,
+    case: _Case,
     decided: ActionDecided,
     fence: Fence,
 ) -> None:
     """Store the question once; a pending one on other evidence is void and asked anew."""
+    verdict, binding = case.verdict, case.binding
     for pending in store.select(conn, ApprovalRow, action_key=key, status="pending"):
         if pending.binding_sha256 == binding:
             return

@@ -30,6 +30,7 @@ from orchestrator.gate import REJECTED, Ruling, rule
 from orchestrator.planner import NoPlan, plan
 from orchestrator.runs import DENIED_DAYS, Aim, aim, cite, end_run
 from orchestrator.situation import situation_of, true_facts
+from orchestrator.way import TAKES_THE_ROUTE, Refused, make_way
 from state import ledger, store
 from state.canonical import digest
 from state.plans import ActionKind, AgentName, Plan, Proposal
@@ -88,11 +89,24 @@ def plan_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
         step = _next_step(desk, conn, run, goal)
         if step is None:
             return {"step": "", "progressed": False}
-        if step == "stage_version":
+        in_the_way = goal.in_the_way if step in TAKES_THE_ROUTE else ()
+        if step == "stage_version" and not in_the_way:
             _open_rollout(desk, conn, run)
         store.put(conn, run, fence=desk.fence)
+    if in_the_way:
+        return _make_way(desk, state, run, step, in_the_way)
     situation = situation_of(desk.crew, run, desk.spec, step)
     return {"step": step, "situation": situation.model_dump(mode="json"), "progressed": False}
+
+
+def _make_way(
+    desk: Desk, state: AdvanceState, run: RunRow, step: ActionKind, in_the_way: tuple[str, ...]
+) -> AdvanceState:  # fmt: skip
+    """The run takes a rollout's place once policy, and a person where it asks one, let its version have traffic."""
+    made = make_way(desk.crew, run, desk.spec, in_the_way, step=step, fence=desk.fence)
+    if isinstance(made, Refused):
+        return {**_after_ruling(desk, state, made.proposal, made.ruling), "step": ""}
+    return {"step": "", "progressed": made}
 
 
 def _next_step(desk: Desk, conn: Connection, run: RunRow, goal: Aim) -> ActionKind | None:
@@ -131,8 +145,8 @@ def _open_rollout(desk: Desk, conn: Connection, run: RunRow) -> None:
     stable = desk.crew.platform.registry.versions(run.model)
     champion = next((v.version for v in stable if "champion" in v.aliases), None)
     row = RolloutRow(
-        id=desk.crew.ids.new_id(), model=run.model, status="running", candidate=candidate, stable=champion,
-        phase="new", started_at=desk.crew.clock.now(),
+        id=str(run.body.pop("next_rollout", desk.crew.ids.new_id())), model=run.model, status="running",
+        candidate=candidate, stable=champion, phase="new", started_at=desk.crew.clock.now(),
     )  # fmt: skip
     store.put(conn, row, fence=desk.fence)
     run.body["rollout_id"] = row.id

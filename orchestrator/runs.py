@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from orchestrator.actions import FactName
 from orchestrator.crew import Crew, observe, tell
+from orchestrator.gate import withdraw_questions
 from state import log, store
 from state.decisions import IncidentChanged
 from state.goals import Goal
@@ -31,6 +32,8 @@ class Aim:
     wake_at: datetime | None = None
     changed: bool = False
     """Another run of the model has something to do now because of this one."""
+    in_the_way: tuple[str, ...] = ()
+    """Rollouts that make way as soon as this run's version may take traffic, by id."""
 
 
 def aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
@@ -113,13 +116,13 @@ def _goal_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim
     if goal.intent == "rollback":
         return _rollback_aim(crew, conn, run, spec, others)
     if goal.intent in ("deploy", "promote"):
-        first = _make_way(crew, conn, run, str(goal.version), others)
+        first = _first(crew, conn, run, str(goal.version), others)
         if first is not None:
             return first
+        in_the_way = tuple(rollout.id for rollout in others)
+        return replace(_reach("serving_better_model"), in_the_way=in_the_way)
     wanted: dict[str, tuple[FactName, ...]] = {
         "retrain": ("serving_better_model",),
-        "deploy": ("serving_better_model",),
-        "promote": ("serving_better_model",),
         "investigate": ("remedy_known",),
         "validate": ("data_validated",),
         "compare": ("gates_evaluated",),
@@ -150,22 +153,45 @@ def _rollback_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, ru
     return _reach(*goal)
 
 
-def _make_way(crew: Crew, conn: Connection, run: RunRow, version: str, running: list[RolloutRow]) -> Aim | None:
-    """What has to happen before a person's version can start: None where nothing stands in its way."""
+def _first(crew: Crew, conn: Connection, run: RunRow, version: str, running: list[RolloutRow]) -> Aim | None:
+    """What comes before a person's version: None where it can be judged now.
+
+    A rollout that runs goes on while the version is judged (`orchestrator/way.py`). Only the champion itself needs no
+    judgement: what would take its place leaves at once.
+    """
     champion = store.get(conn, DetectorRow, f"{run.model}/champion")
-    is_champion = champion is not None and str(champion.state["version"]) == version
+    serving = str(champion.state["version"]) if champion is not None else None
+    is_champion = serving == version
     for rollout in running:
         if rollout.phase == "bake" and not is_champion:
             return Aim(move="wait", waits_for=f"version {rollout.candidate} to end its bake window")
         if rollout.candidate == version and not is_champion:
             return Aim(move="wait", waits_for=f"version {version}, which is on its way already")
-        if rollout.phase != "bake":
+        if rollout.phase != "bake" and is_champion:
             why = f"a person wants version {version}"
             changed = call_off(crew, conn, rollout, why, superseded=True)
             return Aim(move="wait", waits_for=f"version {rollout.candidate} to leave the traffic", changed=changed)
     if is_champion and not run.body.get("rollout_id"):
         return Aim(move="end", outcome="achieved")
+    for other in store.select(conn, RunRow, model=run.model, status=["ready", "waiting"]):
+        if other.id != run.id and other.facts.get("canary_failed"):
+            # Until its server is gone and its incident closed, the facts are not those that an answer was given for.
+            return Aim(move="wait", waits_for=f"version {other.facts.get('candidate')} to leave the traffic")
+    if not run.body.get("rollout_id") and run.facts.get("compared_with", serving) != serving:
+        _judge_anew(crew, conn, run)
     return None
+
+
+def _judge_anew(crew: Crew, conn: Connection, run: RunRow) -> None:
+    """The version was compared with a champion that serves no more: what was measured and asked says nothing now."""
+    for name in ("gates_evaluated", "gates_cleared", "gates_passed", "remedy_known", "compared_with"):
+        run.facts.pop(name, None)
+    for name in ("paired_win", "paired_z", "paired_verdict", "paired_evidence"):
+        run.facts.pop(name, None)
+    run.body.pop("ahead", None)
+    withdraw_questions(
+        crew, conn, run, f"version {run.facts.get('candidate')} has to be judged against the new champion"
+    )
 
 
 def call_off(

@@ -151,10 +151,10 @@ class Stage:
             store.put(conn, run, fence=None)
         return run
 
-    def answer(self, status: str, comment: str = "") -> ApprovalRow:
-        """A person answers the only pending question."""
+    def answer(self, status: str, comment: str = "", *, action: ActionKind | None = None) -> ApprovalRow:
+        """A person answers the only pending question, or the only one about `action`."""
         row: ApprovalRow
-        (row,) = self.rows(ApprovalRow, status="pending")
+        (row,) = [a for a in self.rows(ApprovalRow, status="pending") if action in (None, a.action)]
         row = row.model_copy(
             update={"status": status, "answered_by": "bob", "answered_at": self.clock.now(), "comment": comment}
         )
