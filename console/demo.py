@@ -6,6 +6,7 @@ before any outcome was looked at.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from console import services
 from console.preflight import Window, refuse_living
 from console.settings import Settings
 from console.up import Running, stop_everything
-from console.workspace import MARKER
+from console.workspace import MARKER, REMOVING
 from examples.flights.bad_release import register_bad_release
 from examples.flights.prepare import UNIT_FAULT, prepare
 from state import leases, store
@@ -36,7 +37,7 @@ def window(full: bool) -> Window:
 
 
 def remove(settings: Settings) -> None:
-    """Stop what an earlier run left and remove its workspace.
+    """Stop what an earlier run left and remove its workspace; ended in the midst of it, it is begun again.
 
     Raises:
         InputError: the folder holds something else, or a process that runs looks after a model in it.
@@ -44,17 +45,40 @@ def remove(settings: Settings) -> None:
     home = settings.home
     if not home.exists():
         return
-    known = (home / MARKER).exists() or not any(home.iterdir())
-    if not known:
+    if not _removable(home):
         raise InputError(f"{home} is not a workspace, so it is not removed", remedy="Name another one with --home")
     for lease in _leases(home):
         refuse_living(home, lease)
     stop_everything(home)
-    shutil.rmtree(home)
+    marker = home / REMOVING
+    # Half a workspace must never be taken for one to go on with.
+    marker.touch()
+    for path in [path for path in home.iterdir() if path != marker]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    marker.unlink()
+    with contextlib.suppress(OSError):
+        home.rmdir()  # a mounted or linked folder stays, empty
+
+
+def half_removed(settings: Settings) -> bool:
+    """Whether a removal was ended in the midst of it."""
+    return (settings.home / REMOVING).exists()
+
+
+def _removable(home: Path) -> bool:
+    """Whether the folder is a workspace, what is left of one, or one whose making was ended before its first file."""
+    if not home.is_dir():
+        return False
+    return any((home / name).exists() for name in (MARKER, REMOVING)) or all(path.is_dir() for path in home.rglob("*"))
 
 
 def _leases(home: Path) -> list[leases.Lease]:
-    """Who looks after a model of the workspace; nobody where its database is damaged."""
+    """Who looks after a model of the workspace; nobody where its database is damaged or gone."""
+    if not (home / MARKER).exists():
+        return []
     try:
         with Database.open(f"sqlite:///{home.resolve() / MARKER}") as db, db.snapshot() as conn:
             return leases.held(conn)

@@ -23,6 +23,8 @@ from state.store import Database
 
 ROLES = ("viewer", "operator", "approver", "auditor", "admin")
 MARKER = "steady.db"
+REMOVING = ".removing"
+"""Stands in a workspace from before its first file is removed until after its last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +55,15 @@ def open_workspace(settings: Settings, *, create: bool) -> Workspace:
     """Open the workspace; with `create`, make it on the first start and write the genesis decision.
 
     Raises:
-        InputError: there is none (and `create` is False), its policy set is not the approved one, or it is damaged.
+        InputError: there is none (and `create` is False), it is half removed, its policy set is not the approved one,
+            or it is damaged.
     """
     home = settings.home.resolve()
+    if (home / REMOVING).exists():
+        raise InputError(
+            f"{settings.home} is half removed: `steady demo --fresh` was ended in the midst of it",
+            remedy="Say `steady demo --fresh` again, or remove the folder",
+        )
     exists = (home / MARKER).exists() or settings.database_url is not None
     if not exists and not create:
         raise InputError(

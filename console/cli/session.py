@@ -66,7 +66,7 @@ def run_demo(*, full: bool, fresh: bool, keep_running: bool, html: Path | None, 
     """The flights of 2013, with both injected acts."""
     begun = time.monotonic()
     _check_writable(html)
-    if fresh:
+    if fresh or flights_demo.half_removed(settings):
         flights_demo.remove(settings)
     with _ended_by_term(), closing(open_workspace(settings, create=True)) as workspace:
         claim(workspace, flights_demo.MODEL)

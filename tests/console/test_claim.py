@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,3 +97,48 @@ def test_a_damaged_workspace_is_removed(settings: Settings, workspace: Workspace
     (settings.home / "steady.db").write_bytes(b"no database" * 1000)
     demo.remove(settings)
     assert not settings.home.exists()
+
+
+def test_a_removal_that_was_ended_in_its_midst_is_finished_and_never_taken_for_a_workspace(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(range(100))
+    for name, real in (("rmtree", shutil.rmtree), ("rmdir", Path.rmdir), ("unlink", Path.unlink)):
+        owner = shutil if name == "rmtree" else Path
+
+        def limited(*arguments: Any, real: Callable[..., None] = real, **more: Any) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            real(*arguments, **more)
+
+        monkeypatch.setattr(owner, name, limited)
+    ended = []
+    for n_removed in range(20):
+        left = iter(range(100))
+        open_workspace(settings, create=True).close()
+        left = iter(range(n_removed))
+        try:
+            demo.remove(settings)
+        except KeyboardInterrupt:
+            ended.append(n_removed)
+            if list(settings.home.iterdir()):
+                assert demo.half_removed(settings)
+                for create in (True, False):
+                    with pytest.raises(InputError, match="half removed"):
+                        open_workspace(settings, create=create)
+        left = iter(range(100))
+        demo.remove(settings)
+        assert not settings.home.exists()
+    assert 5 <= len(ended) < 20
+
+
+def test_a_folder_that_holds_files_of_somebody_else_stays(settings: Settings) -> None:
+    (settings.home / "thesis").mkdir(parents=True)
+    demo.remove(settings)
+    assert not settings.home.exists()
+
+    (settings.home / "thesis").mkdir(parents=True)
+    (settings.home / "thesis" / "chapter.tex").touch()
+    with pytest.raises(InputError, match="is not a workspace"):
+        demo.remove(settings)
+    assert (settings.home / "thesis" / "chapter.tex").exists()
