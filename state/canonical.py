@@ -24,10 +24,10 @@ def canonical_json(value: object) -> bytes:
     Raises:
         TerminalError: `value` holds NaN, an infinity, or something that JSON cannot express.
     """
-    _refuse_non_finite(value, "$")
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as exc:
+        _refuse_non_finite(value, "$")  # names the place, which the encoder does not
         raise TerminalError(f"not expressible as canonical JSON: {exc}") from exc
     return text.encode()
 

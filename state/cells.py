@@ -34,7 +34,7 @@ from state.cuts import (
     rank_scores,
     tails,
 )
-from state.encoding import Column, FeatureType, level_text, parse_boolean
+from state.encoding import FLOAT32_MAX, Column, FeatureType, level_text, parse_boolean
 
 TOP_LEVELS = 100
 KNOWN_LEVELS = 10_000
@@ -283,6 +283,11 @@ def _locate_booleans(values: Column) -> Located:
         return Located(
             slots=values.astype(np.int64) + N_STATUSES, retyped=NO_ROWS, out_of_bounds=NO_ROWS, novel=NO_ROWS
         )
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        slots_of = np.where(values == 0.0, N_STATUSES, np.where(values == 1.0, N_STATUSES + 1, UNPARSABLE))
+        # As `parse_number` has it: what float32 cannot hold is a missing value, not an unreadable one.
+        slots_of[~(np.abs(values) <= FLOAT32_MAX)] = MISSING
+        return Located(slots=slots_of.astype(np.int64), retyped=NO_ROWS, out_of_bounds=NO_ROWS, novel=NO_ROWS)
     slots: list[int] = []
     retyped: list[int] = []
     for row, item in enumerate(items_of(values)):

@@ -7,6 +7,7 @@ order and sharding of the same rows gives the same bytes.
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -195,12 +196,18 @@ def write_reference(profile: Profile) -> bytes:
     return struct.pack("<I", len(bins)) + bins + profile.to_bytes()
 
 
+@functools.lru_cache(maxsize=16)
 def read_reference(data: bytes) -> Profile:
-    """The reference profile, its bins as `.bins`. Raises TerminalError where `data` is no such file."""
+    """The reference profile, its bins as `.bins`; the same file gives the same object, whose counts cannot be changed.
+
+    Raises TerminalError where `data` is no such file.
+    """
     if len(data) < 4:
         raise TerminalError("not a reference profile: the file is too short")
     (length,) = struct.unpack("<I", data[:4])
-    return Profile.from_bytes(Bins.from_json(data[4 : 4 + length]), data[4 + length :])
+    profile = Profile.from_bytes(Bins.from_json(data[4 : 4 + length]), data[4 + length :])
+    profile.counts.flags.writeable = False
+    return profile
 
 
 def _block_index(blocks: str | Sequence[str], n_rows: int) -> tuple[tuple[str, ...], Ints]:

@@ -226,3 +226,21 @@ def test_blocks_are_chosen_by_name_and_by_time() -> None:
     assert Profile.count(BINS, {}, []).blocks == ()
     with pytest.raises(ValueError, match="different lengths"):
         Profile.count(BINS, {"grid": [1.0]}, days)
+
+
+def test_booleans_in_a_float_column_count_as_the_same_values_one_by_one() -> None:
+    values = np.array([0.0, 1.0, 2.0, 0.5, -1.0, np.nan, np.inf, -np.inf, 1e39, -0.0])
+    bins = fit_bins({"late": ("boolean", np.array([True, False]))})
+
+    at_once = Profile.count(bins, {"late": values}, "b")
+    one_by_one = Profile.count(bins, {"late": values.tolist()}, "b")
+
+    assert np.array_equal(at_once.counts, one_by_one.counts)
+
+
+def test_a_reference_that_was_read_cannot_be_changed() -> None:
+    bins = fit_bins({"late": ("boolean", np.array([True, False]))})
+    stored = write_reference(Profile.count(bins, {"late": [True, False, True]}, "b"))
+
+    with pytest.raises(ValueError, match="read-only"):
+        read_reference(stored).counts[0, 0] = 7
