@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
+from console.wiring import registry
 from console.workspace import Workspace, domain_now, require_role
 from orchestrator.goals.reading import read_goal
 from orchestrator.promises import promise_id
@@ -52,9 +53,12 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
     stamp = _stamp(workspace)
     with workspace.db.transaction() as conn:
         model = known_model(conn, goal.model)
-        version = _resolve_version(conn, model, goal.version)
+        version = _resolve_version(conn, model, goal)
         _refuse_unmeasured(conn, model, goal)
-        goal = goal.model_copy(update={"model": model, "version": version})
+    if version is not None and goal.version not in ROLES:
+        _refuse_missing(workspace, model, version)
+    goal = goal.model_copy(update={"model": model, "version": version})
+    with workspace.db.transaction() as conn:
         row = GoalRow(
             id=_IDS.new_id(), model=model, status="active", standing=goal.intent == "maintain",
             goal=goal.model_dump(mode="json"), text=text.strip(), asked_by=user, asked_at=stamp["at"],
@@ -74,6 +78,7 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
     return row
 
 
+ROLES = ("champion", "challenger", "previous", "latest")
 UNSERVED = ("constraints", "window", "deadline", "every", "traffic_percent")
 
 
@@ -86,6 +91,19 @@ def _refuse_unserved(goal: Goal) -> None:
         raise InputError(
             f"goal: {', '.join(given)} is not carried out yet", remedy="Leave it out; the spec's rollout decides"
         )
+
+
+def _refuse_missing(workspace: Workspace, model: str, version: str) -> None:
+    """A version that nobody registered is a slip: it is said now, not by a goal that fails later."""
+    models = registry(workspace)
+    # A registry counts its versions; a longer number it could not even look up.
+    if len(version) < 10 and models.get(model, version) is not None:
+        return
+    known = [found.version for found in models.versions(model)]
+    raise InputError(
+        f"goal: {model} has no version {version[:40]}",
+        remedy=f"Name one of: {', '.join(known)}" if known else "Register a version first: there is none yet",
+    )
 
 
 def _refuse_unmeasured(conn: Connection, model: str, goal: Goal) -> None:
@@ -133,10 +151,15 @@ def known_model(conn: Connection, name: str | None) -> str:
     return str(name)
 
 
-def _resolve_version(conn: Connection, model: str, version: str | None) -> str | None:
-    """Roles become numbers when the goal is taken in; a number stays what it is."""
-    if version is None or version.isdigit():
-        return version
+def _resolve_version(conn: Connection, model: str, goal: Goal) -> str | None:
+    """Roles become numbers when the goal is taken in."""
+    version = goal.version
+    if version is None:
+        if goal.intent in ("deploy", "promote", "compare"):
+            raise InputError(f"goal: {goal.intent} needs a version", remedy="Give the version's number")
+        return None
+    if version.isascii() and version.isdigit():
+        return version.lstrip("0") or "0"
     champion = store.get(conn, DetectorRow, f"{model}/champion")
     state = champion.state if champion is not None else {}
     found = {"champion": state.get("version"), "previous": state.get("previous")}.get(version)
@@ -144,7 +167,9 @@ def _resolve_version(conn: Connection, model: str, version: str | None) -> str |
         rollouts = store.select(conn, RolloutRow, model=model, newest_first=True, limit=1)
         found = rollouts[0].candidate if rollouts else None
     if found is None:
-        raise InputError(f"goal: {model} has no {version} version", remedy="Give the version's number")
+        raise InputError(
+            f"goal: {model} has no {version!r} version", remedy=f"Give the version's number, or {', '.join(ROLES)}"
+        )
     return str(found)
 
 

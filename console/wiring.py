@@ -13,7 +13,7 @@ from state.clock import Clock
 from state.ids import Uuid7Source
 from state.spec import ModelSpec
 from tools.mesh.envoy import EnvoyMesh
-from tools.ports import Platform
+from tools.ports import Platform, Registry
 from tools.processes import start_ticks
 from tools.servers import LocalServers
 
@@ -26,14 +26,13 @@ def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Pla
     from tools.notify import AppriseNotifier
     from tools.outcomes import WorkspaceOutcomes
     from tools.pipelines.local import LocalPipelines
-    from tools.registry import MlflowModels
 
     home = workspace.home
     ports = {name: getattr(spec.serving, "port", 0) for name, spec in specs.items()}
     mesh = EnvoyMesh(home, ports=ports)
     return Platform(
         pipelines=LocalPipelines(home, tracking_uri=workspace.settings.mlflow_tracking_uri),
-        registry=MlflowModels.open(home, workspace.settings.mlflow_tracking_uri),
+        registry=registry(workspace),
         servers=LocalServers(home),
         mesh=mesh,
         metrics=EnvoyMetrics(home),
@@ -42,6 +41,13 @@ def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Pla
         notifier=AppriseNotifier(workspace.settings.notify_urls, sent=home / "notified.json"),
         specs=dict(specs),
     )
+
+
+def registry(workspace: Workspace) -> Registry:
+    """The workspace's registry alone: for a command that asks whether a version exists."""
+    from tools.registry import MlflowModels
+
+    return MlflowModels.open(workspace.home, workspace.settings.mlflow_tracking_uri)
 
 
 def this_process() -> str:

@@ -1,0 +1,103 @@
+"""A goal that names a version: one that the registry does not have is refused when it is stated."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from console import services
+from console.cli.main import main
+from console.settings import Settings
+from console.workspace import Workspace, open_workspace
+from state import store
+from state.errors import InputError
+from state.rows import DetectorRow, GoalRow, ModelRow, Row
+from tests.tools.control_rows import START, spec_of
+from tools.tracking import embedded_uri, mlflow_errors
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose registry holds versions 1 and 2 of `parcels`."""
+    home = tmp_path_factory.mktemp("registered") / "ws"
+    workspace = open_workspace(Settings(home=home), create=True)
+    rows: list[Row] = [
+        ModelRow(id="parcels", status="live", spec=spec_of().model_dump(mode="json"), spec_sha256="0" * 64,
+                 base_path=".", added_at=START),
+        DetectorRow(id="parcels/champion", model="parcels", state={"version": "2", "previous": "1"}),
+    ]  # fmt: skip
+    with workspace.db.transaction() as conn:
+        for row in rows:
+            store.put(conn, row, fence=None)
+    workspace.close()
+    with mlflow_errors("two versions"):
+        client = MlflowClient(embedded_uri(home))
+        client.create_registered_model("parcels")
+        for _ in range(2):
+            client.create_model_version("parcels", str(home / "package"))
+    return home
+
+
+@pytest.fixture
+def workspace(registered: Path) -> Iterator[Workspace]:
+    opened = open_workspace(Settings(home=registered), create=False)
+    yield opened
+    opened.close()
+
+
+def goals(workspace: Workspace) -> list[GoalRow]:
+    with workspace.db.transaction() as conn:
+        return store.select(conn, GoalRow)
+
+
+@pytest.mark.parametrize("text", [
+    pytest.param("deploy version 99 of parcels", id="deploy"),
+    pytest.param("promote version 99 of parcels", id="promote"),
+    pytest.param("compare version 99 of parcels with the champion", id="compare"),
+    pytest.param('{"intent": "rollback", "model": "parcels", "version": "99"}', id="rollback-as-json"),
+    pytest.param('{"intent": "deploy", "version": "99"}', id="of-the-only-model"),
+])  # fmt: skip
+def test_a_version_that_does_not_exist_is_refused_with_those_that_do(workspace: Workspace, text: str) -> None:
+    before = goals(workspace)
+    with pytest.raises(InputError) as refused:
+        services.submit_goal(workspace, text)
+
+    assert "parcels has no version 99" in refused.value.message
+    assert "1, 2" in refused.value.remedy
+    assert goals(workspace) == before
+
+
+@pytest.mark.parametrize("version", ["0", "00", "-1", "1.0", "9" * 5_000, "\u0663", "", "v1"])
+def test_what_is_no_version_number_is_refused_too(workspace: Workspace, version: str) -> None:
+    text = f'{{"intent": "deploy", "model": "parcels", "version": "{version}"}}'
+    with pytest.raises(InputError, match="parcels has no"):
+        services.submit_goal(workspace, text)
+
+
+def test_a_goal_that_needs_a_version_and_names_none_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match="deploy needs a version"):
+        services.submit_goal(workspace, '{"intent": "deploy", "model": "parcels"}')
+
+
+@pytest.mark.parametrize(("given", "taken"), [("1", "1"), ("002", "2"), ("previous", "1")])
+def test_a_version_that_exists_is_taken_in_by_its_number(workspace: Workspace, given: str, taken: str) -> None:
+    row = services.submit_goal(workspace, f'{{"intent": "deploy", "model": "parcels", "version": "{given}"}}')
+    assert row.goal["version"] == taken
+
+
+def test_the_command_ends_with_code_2_and_names_the_versions(
+    registered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = '{"intent": "deploy", "model": "parcels", "version": "99"}'
+    monkeypatch.setattr(sys, "argv", ["steady", "goal", text, "--home", str(registered)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert "no version 99" in said.err
+    assert "1, 2" in said.err
