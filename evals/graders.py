@@ -27,22 +27,34 @@ class Gate:
     why: str = ""
 
 
-def grade(stage: Stage, unmet_by_day: Sequence[Sequence[str]]) -> list[Gate]:
+def grade(stage: Stage, unmet_by_day: Sequence[Sequence[str]], *, twin: Scene | None) -> list[Gate]:
     """Every gate of a finished run; `unmet_by_day` is what was still wanted on the evening of each live day."""
-    scene, done = stage.scene, deeds(stage.scene.world)
-    view, scenario = View.of(scene), stage.scene.scenario
+    scene = stage.scene
+    view, done = View.of(scene), deeds(scene.world)
     return [
-        _cause(view, scenario),
-        _scope(view, scenario, done),
+        _cause(view, scene.scenario),
+        _scope(view, scene.scenario, done),
+        *grade_world(scene, unmet_by_day, twin=twin),
+        _gate("budgets", _over_budget(scene, scene.scenario, done)),
+        _gate("books", _open_books(scene)),
+        _gate("settled", [f"day {day} did not become quiet" for day in stage.stuck_days]),
+    ]
+
+
+def grade_world(scene: Scene, unmet_by_day: Sequence[Sequence[str]], *, twin: Scene | None) -> list[Gate]:
+    """The gates that need no crew: what is wanted, what is forbidden, and the healthy twin."""
+    scenario, done = scene.scenario, deeds(scene.world)
+    hits = [(pattern, _matches(scene, pattern, done)) for pattern in scenario.must_not]
+    gates = [
         _gate("wanted", list(unmet_by_day[-1])),
         _deadline(scenario, unmet_by_day),
         _gate("must", [f"no {_named(p)}" for p in scenario.must if not _matches(scene, p, done)]),
-        _gate("must_not", [f"{_named(p)} on day {hit[0].day}" for p in scenario.must_not if (hit := _matches(scene, p, done))]),
-        _gate("budgets", _over_budget(scene, scenario, done)),
+        _gate("must_not", [f"{_named(p)} on day {hit[0].day}" for p, hit in hits if hit]),
         _gate("duplicates", repeated(scene.world)),
-        _gate("books", _open_books(scene)),
-        _gate("settled", [f"day {day} did not become quiet" for day in stage.stuck_days]),
-    ]  # fmt: skip
+    ]
+    if twin is not None:
+        gates.append(_gate("twin", [f"{deed.effect} on day {deed.day}" for deed in false_actions(twin)]))
+    return gates
 
 
 def false_actions(scene: Scene) -> list[Deed]:

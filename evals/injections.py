@@ -46,7 +46,7 @@ class DataChange(Injection):
     features: list[str] = []
     """None named: every feature of the fitting type."""
     level: str | None = None
-    """segment: the level of the first named feature inside which the concept turns."""
+    """segment: the level of the first named feature inside which the concept turns; new_level: its name."""
     table: str | None = None
     """An upstream table: the change hits the features that every model reads from it."""
 
@@ -117,6 +117,8 @@ class Wish(Injection):
 
     inject: Literal["goal"]
     text: str
+    expect: Literal["taken", "refused"] = "taken"
+    """Whether this is a goal at all, or words that the crew's door must refuse."""
     by: str = "operator"
 
 

@@ -26,6 +26,14 @@ from tools.yaml_documents import Document, Kind, read_document
 SCENARIOS = Path(__file__).parent / "scenarios"
 SCHEMA_FILE = Path(__file__).parent / "scenario.schema.json"
 _KIND = Kind(name="scenario", first_line="id: <name>", written_by="steady eval new FILE")
+QUICK: dict[str, JsonValue] = {
+    "monitoring": {"cadence": "P10D", "backtest": "P10D", "min_blocks": 5, "recovery": "P2D"},
+    "rollout": {
+        "steps": [10, 30], "dwell": "P1D", "bake": "P2D", "minimum_requests": 10, "deadline": "P3D",
+        "ab_test": {"percent": 50, "horizon": "P4D", "minimum_samples": 100, "margin": 0.02},
+    },
+}  # fmt: skip
+"""A pace at which a whole remedy, from onset to sustained health, takes four weeks of domain time."""
 _PORTS = ("pipelines", "registry", "servers", "mesh", "metrics", "data", "outcomes", "notifier")
 
 
@@ -64,12 +72,16 @@ def load_all(paths: Sequence[Path]) -> list[tuple[Path, Scenario]]:
 
 
 def spec_of(model: WorldModel) -> ModelSpec:
-    """The model spec: the example's, with the parts that the scenario replaces.
+    """The model spec: the example's at the model's pace, with what the scenario changes of it.
 
     Raises:
-        ValidationError: a replaced part is wrong.
+        ValidationError: what it changes is wrong.
     """
-    return example_spec(model.name, label_delay_days=model.label_delay_days, **model.spec)
+    parts: dict[str, JsonValue] = dict(QUICK) if model.pace == "quick" else {}
+    for name, given in model.spec.items():
+        known = parts.get(name)
+        parts[name] = {**known, **given} if isinstance(known, dict) and isinstance(given, dict) else given
+    return example_spec(model.name, label_delay_days=model.label_delay_days, **parts)
 
 
 def schema_text() -> str:
@@ -144,8 +156,11 @@ def _entry_problems(
             try:
                 goal = read_goal(entry.text)
             except InputError as exc:
-                yield "text", str(exc)
+                if entry.expect == "taken":
+                    yield "text", str(exc)
                 return
+            if entry.expect == "refused":
+                yield "expect", "the text is a goal that would be taken"
             if goal.model is not None and goal.model not in specs:
                 yield "text", f"{goal.model!r} is no model of this scenario"
         case _:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 
 from evals.book import deeds
 from evals.graders import Gate, false_actions, first_fault, first_held, grade
@@ -119,12 +118,8 @@ def _run(job: Job, folder: Path) -> RunResult:
         kind: FaultKind = "crash_before" if job.kill_before else "crash_after"
         stage.scene.world.faults.add(Fault(method="*", kind=kind, nth=job.kill_at, effects_only=True))
     unmet = [View.of(stage.scene).unmet(job.scenario.wanted) for _ in stage.play()]
-    gates = grade(stage, unmet)
     twin = _twin(job, folder) if job.scenario.twin else None
-    if twin is not None:
-        false = false_actions(twin)
-        why = ", ".join(f"{deed.effect} on day {deed.day}" for deed in false[:5])
-        gates.append(Gate(name="twin", passed=not false, why=why))
+    gates = grade(stage, unmet, twin=twin)
     result = _result(job, stage, gates, unmet, twin)
     stage.scene.crew.db.close()
     return result
@@ -225,23 +220,3 @@ def _timeline(scene: Scene, view: View) -> Iterator[Moment]:
                 Moment(day=deed.day, what=f"{deed.effect}{f' {deed.version}' if deed.version else ''} ({deed.model})")
             )
     return iter(sorted(moments, key=lambda moment: moment.day))
-
-
-def summarise(results: Sequence[RunResult]) -> dict[str, dict[str, object]]:
-    """By family: runs passed, errors, and pass^k over the seeds of a scenario."""
-    families: dict[str, dict[str, object]] = {}
-    for family in sorted({result.family for result in results}):
-        mine = [result for result in results if result.family == family]
-        scenarios = sorted({result.id for result in mine})
-        whole = [name for name in scenarios if all(r.passed for r in mine if r.id == name)]
-        times = [r.ttm_min for r in mine if r.ttm_min is not None]
-        families[family] = {
-            "runs": len(mine),
-            "passed": sum(r.passed for r in mine),
-            "errors": sum(bool(r.error) for r in mine),
-            "scenarios": len(scenarios),
-            "passed_with_every_seed": len(whole),
-            "median_ttm_min": median(times) if times else None,
-            "twin_false_actions": sum(r.twin_false_actions for r in mine),
-        }
-    return families

@@ -26,8 +26,10 @@ class WorldModel(Part):
 
     name: Name = "churn"
     label_delay_days: Days = 2
+    pace: Literal["quick", "shipped"] = "quick"
+    """`quick`: cadence, backtest, rollout and bake of days; `shipped`: the durations of a spec that names none."""
     spec: dict[str, JsonValue] = {}
-    """Parts of the model spec that differ from the example: `rollout: {...}` replaces that part whole."""
+    """Parts of the model spec that differ from the example: `rollout: {...}` changes the named fields of that part."""
     tables: dict[str, list[str]] = {}
     """Upstream table -> the features read from it."""
     rows_per_day: Annotated[int, Field(ge=0, le=100_000)] = 300

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from console import services
-from console.cli import audit, run
+from console.cli import audit, evals, run
 from console.cli.options import Home, Json, settings_of
 from console.cli.output import out, print_json, table
 from console.specs import load_spec
@@ -26,6 +26,7 @@ app = typer.Typer(
 spec_app = typer.Typer(help="Model specs.", no_args_is_help=True)
 app.add_typer(spec_app, name="spec")
 app.add_typer(audit.app, name="audit")
+app.add_typer(evals.app, name="eval")
 app.command("up")(run.up)
 app.command("demo")(run.demo)
 

@@ -48,7 +48,7 @@ class Drift:
     features: tuple[str, ...] = ()
     """The affected features; empty means all of the fitting type."""
     level: str | None = None
-    """segment: the level of the first named feature inside which the concept turns."""
+    """segment: the level of the first named feature inside which the concept turns; new_level: its name."""
     ramp_days: int = 0
     """Days until the change has its full magnitude."""
 
@@ -238,7 +238,7 @@ def _spoiled(
         elif drift.kind == "skew" and feature.type == "numeric":
             column = column.set(hit, _location(spec, feature)[0])
         elif drift.kind == "new_level" and feature.type == "categorical":
-            column = column.set(hit, "new")
+            column = column.set(hit, drift.level or "new")
         elif drift.kind == "missing":
             column = column.set(hit, None)
     return column

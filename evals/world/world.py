@@ -109,6 +109,14 @@ class World:
         state.truth = replace(state.truth, drifts=[*state.truth.drifts, *drifts])
         self._days = {key: day for key, day in self._days.items() if key[1] < self.state.next_day}
 
+    def backfill(self, model: str, day: str) -> None:
+        """The rows that a `no_rows` drift held back on an ISO day are sent after all, to the route of their own day."""
+        state = self.model(model)
+        held = [d for d in state.truth.drifts if d.kind == "no_rows" and d.strength(date.fromisoformat(day)) > 0]
+        state.truth = replace(state.truth, drifts=[drift for drift in state.truth.drifts if drift not in held])
+        self._days.pop((model, day), None)
+        self._served.pop((model, day), None)
+
     def degrade(self, model: str, condition: Condition) -> None:
         """Make a version's server misbehave from now on."""
         state = self.model(model)

@@ -1,0 +1,156 @@
+"""`steady eval`: run scenarios on the simulated world, check and write scenario files, compare results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from console.cli.options import Json
+from console.cli.output import err, out, print_json, table
+from state.errors import InputError
+from tools.datastore import replace_bytes
+
+app = typer.Typer(help="Offline evaluation on a simulated world.", no_args_is_help=True)
+
+EXAMPLE = """\
+# A scenario: a world, what happens in it, what is true about it, and what has to come of it.
+# Every field: docs/evals.md and evals/scenario.schema.json. Days count from the first live day, 0.
+id: {id}
+title: An upstream column is delivered in thousandths
+family: drift # drift, rollout, limits, adversarial
+difficulty: easy
+days: 24
+models:
+  - name: churn # features: tenure, spend, visits (numbers), plan (a to d), mobile (yes or no)
+    rows_per_day: 300
+timeline: # faults; with `harmless: true` the healthy twin has them too
+  - {{day: 12, inject: unit, features: [spend], magnitude: 1000, until_day: 15}}
+people: # who answers what the crew asks; nobody answers a role that is not here
+  - {{name: lead, roles: [approver], answer: approve}}
+truth: {{cause: [data_fault]}} # diagnoses that are right; [] where no incident is right
+wanted: # all of it has to hold on the last day, and from the deadline on
+  - {{state: champion, version: first}}
+  - {{state: traffic, champion_percent: 100}}
+  - {{state: quarantined, days: [12, 13, 14], exactly: true}}
+must:
+  - {{effect: tell}}
+must_not:
+  - {{effect: traffic_to_candidate}}
+  - {{effect: roll_back}}
+deadline_days: 6 # from the first fault
+"""
+
+
+@app.command("new", epilog="Example: steady eval new my-fault.yaml")
+def new(
+    file: Annotated[Path, typer.Argument(help="Where to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a commented scenario to start from."""
+    if file.exists() and not force:
+        raise InputError(f"{file} exists already", remedy="Name another file, or use --force")
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in file.stem.lower()).strip("-") or "scenario"
+    replace_bytes(file, EXAMPLE.format(id=name).encode())
+    print_json({"file": str(file), "id": name}) if json else out.print(f"wrote {file}", markup=False)
+
+
+@app.command("check", epilog="Example: steady eval check my-fault.yaml")
+def check(files: Annotated[list[Path], typer.Argument(help="Scenario files or folders.")], json: Json = False) -> None:
+    """Check scenario files; every fault is named by line and field."""
+    from evals.loading import load_all
+
+    loaded = load_all(files)
+    if json:
+        print_json({"scenarios": [{"id": s.id, "file": str(path), "family": s.family} for path, s in loaded]})
+    else:
+        table("scenarios", ["id", "family", "title"], [[s.id, s.family, s.title] for _, s in loaded])
+
+
+@app.command("run", epilog="Example: steady eval run --family rollout --seeds 2 --html suite.html")
+def run(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Scenario files or folders; default: the shipped suite.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="The first so many seeds of each; default: all.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = os.cpu_count() or 1,
+    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    json: Json = False,
+) -> None:
+    """Run scenarios with their healthy twins and grade them; exit code 1 where any fails."""
+    from evals.loading import SCENARIOS, load_all
+    from evals.report import as_json, verdicts, write_page
+    from evals.run import run_all
+
+    _check_family(family)
+    scenarios = [s for _, s in load_all(files or [SCENARIOS]) if family in (None, s.family)]
+    if not scenarios:
+        raise InputError(f"no scenario of family {family!r}", remedy="Leave --family out to see what there is")
+    found = verdicts(run_all(scenarios, seeds=seeds, n_jobs=jobs, told=_tell))
+    if html is not None:
+        write_page(found, html)
+    if json:
+        print_json(as_json(found))
+    else:
+        _print(found)
+    if not all(verdict.passed for verdict in found):
+        raise typer.Exit(1)
+
+
+@app.command("compare", epilog="Example: steady eval compare before.json after.json")
+def compare_(
+    before: Annotated[Path, typer.Argument(help="Results of `steady eval run --json`.")],
+    after: Annotated[Path, typer.Argument(help="Later results.")],
+    json: Json = False,
+) -> None:
+    """What differs between two results; exit code 1 where a scenario passed before and does not now."""
+    from evals.report import compare
+
+    changes = compare(before, after)
+    if json:
+        print_json({"changes": [{"id": c.id, "before": c.before, "after": c.after, "worse": c.worse} for c in changes]})
+    else:
+        table("changes", ["scenario", "before", "after"], [[c.id, c.before, c.after] for c in changes])
+    if any(change.worse for change in changes):
+        raise typer.Exit(1)
+
+
+def _check_family(name: str | None) -> None:
+    from evals.scenario import Family
+
+    if name is not None and name not in get_args(Family):
+        raise InputError(f"--family {name!r} is not known", remedy=f"Use one of {', '.join(get_args(Family))}")
+
+
+def _tell(result: Any) -> None:
+    """One line of progress a run, with the first reason where it failed."""
+    reason = result.error or next((f"{gate}: {why}" for gate, why in result.why.items()), "")
+    state = "passed" if result.passed else "error " if result.error else "failed"
+    err.print(f"{state}  {result.id} seed {result.seed}  {reason}".rstrip(), markup=False, soft_wrap=True)
+
+
+def _print(found: Sequence[Any]) -> None:
+    rows = [
+        [v.id, v.family, "passed" if v.passed else "error" if v.error else "failed", _days(v.ttm_min), v.actions,
+         v.twin_false_actions, "; ".join(f"{gate}: {why}" for gate, why in list(v.why.items())[:2]) or v.error]
+        for v in found
+    ]  # fmt: skip
+    table("scenarios", ["scenario", "family", "verdict", "mitigated, days", "actions", "false actions", "why"], rows)
+    from evals.report import families
+
+    by_family = families(found)
+    shown = [
+        [name, f"{row['passed']} of {row['scenarios']}", row["errors"]]
+        for name, row in by_family.items()
+        if isinstance(row, dict)
+    ]
+    table("families", ["family", "passed with every seed", "errors"], shown)
+
+
+def _days(minutes: float | None) -> str:
+    return "-" if minutes is None else f"{minutes / 1440:.0f}"
