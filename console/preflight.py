@@ -15,9 +15,9 @@ from console.wiring import data_plane, living_owner, owner_is_dead, this_process
 from console.workspace import Workspace
 from orchestrator.crew import LEASE_SECONDS
 from state import leases, store
-from state.clock import utc
+from state.clock import WallClock, utc
 from state.errors import InputError
-from state.rows import SwitchRow
+from state.rows import ModelRow, SwitchRow
 from state.spec import FilesData, ManagedServing, ModelSpec
 from tools.data import WorkspaceData
 from tools.datastore import day_files, read_manifest
@@ -57,6 +57,11 @@ def import_rows(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
     with workspace.db.snapshot() as conn:
         begun = store.get(conn, SwitchRow, f"replay/{spec.model}") is not None
     if begun and window is not None and known is not None and known.until != window.start:
+        if known.until is None:
+            raise InputError(
+                f"{home}: the rows of {spec.model} were read for live operation",
+                remedy="Leave out --replay to go on live, or replay in another workspace with --home",
+            )
         raise InputError(
             f"{home} replays {spec.model} from {known.until:%Y-%m-%d}, not from {window.start:%Y-%m-%d}",
             remedy=f"Say --replay {known.until:%Y-%m-%d} to go on, or begin another workspace with --home",
@@ -105,6 +110,27 @@ def claim(workspace: Workspace, model: str) -> None:
                 leases.release(conn, lease)
         # None where another machine holds it: the loop waits until that lease expires.
         leases.acquire(conn, scope, this_process(), LEASE_SECONDS)
+
+
+def check_time(workspace: Workspace, window: Window | None) -> None:
+    """Raises InputError where the workspace's time would go back, or would be two times at once."""
+    with workspace.db.snapshot() as conn:
+        row, known = store.get(conn, SwitchRow, "domain_time"), store.select(conn, ModelRow)
+        held = leases.held(conn)
+    at = datetime.fromisoformat(str(row.body["at"])) if row is not None and row.body.get("at") else None
+    if window is not None and known and at is None:
+        raise InputError(
+            f"{workspace.home} is in live operation: its time cannot go back to a replay from {window.start:%Y-%m-%d}",
+            remedy="Leave out --replay to go on live, or replay in another workspace with --home",
+        )
+    if window is None and at is not None:
+        if at > WallClock().now():
+            raise InputError(
+                f"{workspace.home}: its replay stands at {at:%Y-%m-%d %H:%M}, and live operation would go back from there",
+                remedy="Go on with --replay, or begin another workspace with --home",
+            )
+        for lease in held:
+            refuse_living(workspace.home, lease)
 
 
 def refuse_living(home: Path, lease: leases.Lease) -> None:

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from console.preflight import Say, Window, check_port, check_served, claim, import_rows
+from console.preflight import Say, Window, check_port, check_served, check_time, claim, import_rows
 from console.specs import LoadedSpec
 from console.wiring import data_plane, laptop_platform, make_crew
 from console.workspace import Workspace
@@ -36,6 +36,9 @@ from tools.importer import import_files
 from tools.inbox import take_in
 from tools.ports import Platform
 from tools.replay import send_rows
+
+PATIENCE = timedelta(minutes=10)
+"""Live operation looks every few seconds: a longer pause was a stop, in which servers may have been down as well."""
 
 
 @dataclass(slots=True)
@@ -80,10 +83,11 @@ def start_model(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
     check_served(spec)
     claim(workspace, spec.model)
     check_port(workspace, loaded)
+    check_time(workspace, window)
     window = import_rows(workspace, loaded, window=window, say=say)
     platform = laptop_platform(workspace, {spec.model: spec})
     clock: Clock = ReplayClock(_replay_now(workspace, window)) if window else _wall_clock(workspace)
-    crew = make_crew(workspace, platform, clock, say)
+    crew = make_crew(workspace, platform, clock, say, patience=None if window else PATIENCE)
     stack = ExitStack()
     graph = stack.enter_context(open_graph(workspace.home / "steady.db"))
     running = Running(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from console.workspace import Workspace
@@ -77,7 +78,14 @@ def data_plane(home: Path) -> tuple[LocalServers, EnvoyMesh]:
     return LocalServers(home), EnvoyMesh(home)
 
 
-def make_crew(workspace: Workspace, platform: Platform, clock: Clock, say: Callable[[str, str], None]) -> Crew:
+def make_crew(
+    workspace: Workspace,
+    platform: Platform,
+    clock: Clock,
+    say: Callable[[str, str], None],
+    *,
+    patience: timedelta | None = None,
+) -> Crew:
     """A crew of this process over the workspace's state."""
     return Crew(
         db=workspace.db,
@@ -89,4 +97,5 @@ def make_crew(workspace: Workspace, platform: Platform, clock: Clock, say: Calla
         signer=workspace.signer,
         second_place=workspace.second_place,
         say=say,
+        patience=patience,
     )

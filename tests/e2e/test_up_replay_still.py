@@ -76,3 +76,23 @@ def test_a_damaged_package_of_the_champion_is_named_and_nothing_is_left_running(
     assert "version 1 of loans" in answer.err
     assert "backup" in answer.err
     assert running.wait_until_gone(quiet.home) == {}
+
+
+def test_live_operation_after_the_replay_begins_now_and_there_is_no_way_back(quiet: Ended) -> None:
+    """Last in this file: it ends the replay's time."""
+    spec = quiet.home.parent / "loans.yaml"
+    before = running.actions(quiet.home)
+    live = running.steady("up", spec, "--ticks", "2", "--json", home=quiet.home, STEADYHAND_TICK_SECONDS="0.1")
+    assert live.code == 0, live.err
+    [model] = live.json["models"]
+    assert (model["champion"], model["open_incidents"], model["runs"]) == ("1", [], [])
+    said = running.steady("audit", "list", "--kind", "observed", "--json", home=quiet.home).json["decisions"]
+    operation = [d for d in said if d["topic"] == "operation"]
+    assert [(d["verdict"], d["details"]["replay_ended"]) for d in operation] == [("live", day(UNTIL).isoformat())]
+    assert running.actions(quiet.home) == before
+    assert running.steady("audit", "verify", home=quiet.home).code == 0
+
+    back = running.steady("up", spec, "--replay", f"{day(datasets.REPLAY_DAY):%Y-%m-%d}", home=quiet.home)
+    assert back.code == 2
+    assert "is in live operation: its time cannot go back" in back.err
+    assert running.wait_until_gone(quiet.home) == {}
