@@ -14,6 +14,7 @@ from langgraph.runtime import Runtime
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
 from agents.base import Move, Situation, Wait, done, failed, proposal, specialist, text_arg
+from agents.oddities import Before, Intake, facts_of, take_stock
 from state.bins import Bins
 from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
@@ -42,6 +43,7 @@ class Watch(BaseModel):
     outcomes_until: AwareDatetime | None = None
     previous_profiles: list[str] = []
     """Encoded profiles of the newest good blocks, oldest first."""
+    before: Before = Before()
     stopped: bool = False
     """The system did not run throughout the block: how many rows it holds says nothing."""
 
@@ -55,6 +57,7 @@ class Measured(BaseModel):
     n_by_version: dict[str, int] = {}
     profile: str | None = None
     findings: list[dict[str, JsonValue]] = []
+    intake: Intake = Intake()
     not_judged: list[str] = []
     """What would have been a finding, had the system run throughout the block."""
     losses: dict[str, dict[str, float]] = {}
@@ -95,10 +98,12 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
         measured.n_by_version = {str(v): int(n) for v, n in counts.iter_rows()}
     profile = profile_of(reference.bins, frame, watch.traffic_block)
     measured.profile = encode_profile(profile)
-    previous = [decode_profile(reference.bins, text) for text in watch.previous_profiles]
-    if not frame.height and not any(earlier.n_rows.any() for earlier in previous):
+    measured.intake = take_stock(platform.outcomes, frame, watch.spec, watch.traffic_block, watch.before)
+    if not frame.height and not any(watch.before.served.values()):
         return  # nothing has ever been served: there is no block to judge yet
-    report = check_block(reference, previous, profile)
+    previous = [decode_profile(reference.bins, text) for text in watch.previous_profiles]
+    facts = facts_of(watch.before, measured.intake, watch.spec.monitoring.block)
+    report = check_block(reference, previous, profile, batch=facts)
     found = [finding_json(finding) for finding in report.findings] + _retyped(frame)
     passed_over = [f for f in found if watch.stopped and f["kind"] in OF_VOLUME]
     measured.findings = [f for f in found if f not in passed_over]
@@ -173,6 +178,9 @@ def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
         signals.append(
             {"name": "data_fault", "text": text, "block": watch.traffic_block, "findings": cast(JsonValue, hard)}
         )
+        if {f["kind"] for f in hard} == {"late_rows"}:
+            # The block's own rows are sound: spoilt are the blocks that the late ones were added to.
+            signals[-1] |= {"block": None, "blocks": [*measured.intake.spoilt()]}
     if not measured.server_ready:
         signals.append({"name": "serving_fault", "text": f"version {watch.champion} does not answer its health check"})
     return signals

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from orchestrator.actions import FactName
+from orchestrator.awaited import still_missing
 from orchestrator.crew import Crew, observe, tell
 from orchestrator.gate import withdraw_questions
 from state import log, store
@@ -39,6 +40,9 @@ class Aim:
 def aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
     """The present aim of `run`, from its facts and its subject alone."""
     facts = run.facts
+    if run.subject_kind == "route":
+        done = facts.get("gave_up") or (facts.get("traffic_shifted") and "as_written")
+        return Aim(move="end", outcome=str(done)) if done else _reach("traffic_shifted")
     if facts.get("canary_failed"):
         return _after_failure(run)
     if facts.get("serving_better_model"):
@@ -232,12 +236,19 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
     facts = run.facts
     match incident.cause:
         case "data_fault" | "label_fault":
+            missing = still_missing(crew, conn, run, incident, spec)
+            if missing is not None and facts.get("owner_told"):
+                return Aim(move="wait", waits_for=missing.waits_for, wake_at=missing.until)
+            if missing is not None:
+                return _reach("owner_told")
             if not facts.get("owner_told") and "denied_since" in run.body:
                 # What contains the fault is denied for now: the owner hears of it all the same.
                 return _reach("owner_told")
             if not (facts.get("fault_contained") and facts.get("owner_told")):
                 return _reach("fault_contained", "owner_told")
-            return _recovering(crew, run, spec, outcome="quarantined")
+            return _recovering(
+                crew, run, spec, outcome="quarantined" if incident.body.get("quarantined") else "arrived"
+            )
         case "serving_fault":
             if not facts.get("serving_healthy"):
                 return _reach("serving_healthy")
@@ -322,6 +333,7 @@ CLOSING = {
     "recovered": "the new champion serves and health held for the declared period",
     "not_remediable": "degraded or drifted, but not remediable by retraining so far; the champion stays",
     "gates_failed": "a candidate was trained and misses a gate of the spec; the champion stays",
+    "arrived": "what was missing has come and is sound",
     "quarantined": "the faulty days are out of training and judgement, and the data has been sound since",
     "rolled_back": "the candidate was taken off; the champion serves",
     "superseded": "a person asked for another version, and the candidate made way; the champion serves",
@@ -358,7 +370,7 @@ def new_run(
     *,
     model: str,
     subject_id: str,
-    subject_kind: Literal["incident", "goal", "cadence"],
+    subject_kind: Literal["incident", "goal", "cadence", "route"],
     facts: dict[str, bool | str | int | float] | None = None,
 ) -> RunRow:
     """A run that has not begun."""

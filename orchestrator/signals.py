@@ -1,10 +1,13 @@
-"""Signals: one measured symptom each."""
+"""Signals: one measured symptom each, and the days that it is about."""
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from state.spec import ModelSpec
 
 
 class Signal(BaseModel):
@@ -15,9 +18,36 @@ class Signal(BaseModel):
     text: str
     """One sentence with the figures."""
     block: str | None = None
+    blocks: list[str] = []
+    """The blocks that a fault spoilt, where it is not `block` alone."""
     size: float = 0.0
     """How large the departure is; a signal that closed as not remediable stays quiet until it has grown."""
     floor: float = 0.10
     """How much more than that counts as grown, in the unit of `size`."""
     details: dict[str, Any] = {}
     evidence_ids: list[str] = []
+
+
+def days_of_block(block: str, spec: ModelSpec) -> list[str]:
+    """ISO dates of the days that a block covers."""
+    first = datetime.fromisoformat(block)
+    n_days = max(1, spec.monitoring.block // timedelta(days=1))
+    return [(first + timedelta(days=i)).date().isoformat() for i in range(n_days)]
+
+
+def days_of(signal: Signal, spec: ModelSpec) -> list[str] | None:
+    """ISO dates of the days that a fault spoilt; None for a signal that is about no particular days."""
+    if signal.block is not None:
+        return days_of_block(signal.block, spec)
+    if signal.name not in FAULTS:
+        return None
+    return sorted({day for block in signal.blocks for day in days_of_block(block, spec)})
+
+
+def missing_blocks(signal: Signal) -> list[JsonValue]:
+    """The signal's block where its rows are missing altogether: they may still come."""
+    kinds = {str(finding["kind"]) for finding in signal.details.get("findings", [])}
+    return [signal.block] if "no_rows" in kinds else []
+
+
+FAULTS = frozenset({"data_fault", "label_fault"})

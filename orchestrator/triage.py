@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from agents.monitoring import sentence
@@ -10,7 +10,7 @@ from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
 from orchestrator.runs import cite, new_run
-from orchestrator.signals import Signal
+from orchestrator.signals import Signal, days_of, missing_blocks
 from state import log, store
 from state.decisions import IncidentChanged
 from state.rows import DetectorRow, DiagnosisRow, GoalRow, IncidentRow, RolloutRow, RunRow, SignalRow
@@ -90,13 +90,6 @@ def _matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diag
     return None
 
 
-def days_of_block(block: str, spec: ModelSpec) -> list[str]:
-    """ISO dates of the days that a block covers."""
-    first = datetime.fromisoformat(block)
-    n_days = max(1, spec.monitoring.block // timedelta(days=1))
-    return [(first + timedelta(days=i)).date().isoformat() for i in range(n_days)]
-
-
 TITLES = {
     "data_fault": "faulty data arrives",
     "serving_fault": "the champion's server fails",
@@ -111,8 +104,8 @@ def _open(
     crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis, fence: Fence
 ) -> IncidentRow:
     body: dict[str, Any] = {"size": signal.size, "text": signal.text}
-    if signal.block is not None:
-        body |= {"days": days_of_block(signal.block, spec), "quarantined": []}
+    if days_of(signal, spec) is not None:
+        body |= {"days": days_of(signal, spec), "quarantined": [], "missing": missing_blocks(signal)}
     incident = IncidentRow(
         id=crew.ids.new_id(), model=spec.model, status="open", cause=diagnosis.cause, signal=signal.name,
         opened_at=crew.clock.now(), title=f"{spec.model}: {TITLES.get(signal.name, signal.name)}", body=body,
@@ -155,14 +148,16 @@ def _world_facts(
 
 def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, fence: Fence) -> None:
     """The same cause again: the incident goes on, and what it had contained is open again."""
-    days = incident.body.get("days")
-    if signal.block is not None and isinstance(days, list):
-        incident.body["days"] = [*sorted({*(str(day) for day in days), *days_of_block(signal.block, spec)})]
+    days, more = incident.body.get("days"), days_of(signal, spec)
+    if more is not None and isinstance(days, list):
+        incident.body["days"] = [*sorted({*(str(day) for day in days), *more})]
+        known = incident.body.get("missing")
+        incident.body["missing"] = [*(known if isinstance(known, list) else []), *missing_blocks(signal)]
         store.put(conn, incident, fence=fence)
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
         cite(run, *signal.evidence_ids)
         run.body["unhealthy_at"] = crew.clock.now().isoformat()
-        if signal.block is not None:
+        if more is not None:
             run.facts["fault_contained"] = False
             run.facts["data_clean"] = True
         if signal.name == "serving_fault":

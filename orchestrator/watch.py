@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from agents.base import matured_until
 from agents.monitoring import Measured, Watch, decode_profile, look, reference_profile, sentence
-from agents.oddities import Before
 from orchestrator.attendance import patience_of, read_attendance
+from orchestrator.awaited import refilled, wake
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.cursor import Cursor, block_name, block_start, read_cursor, save_cursor
 from orchestrator.promises import missed_goals
-from orchestrator.signals import Signal
+from orchestrator.signals import Signal, days_of_block
 from orchestrator.traffic_book import enter, read_before
-from orchestrator.triage import days_of_block, take_in
+from orchestrator.triage import take_in
 from state import store
 from state.profile import Profile, merge
 from state.rows import BlockRow, DetectorRow
@@ -42,7 +42,12 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
         _pass_over(crew, spec, fence)
         with crew.db.transaction() as conn:
             cursor = read_cursor(crew, conn, spec)
-            step = _next_look(crew, conn, spec, champion, cursor)
+            hole = refilled(crew, conn, spec)
+            step = (
+                _block_look(crew, conn, spec, champion, datetime.fromisoformat(hole).replace(tzinfo=UTC))
+                if hole is not None
+                else _next_look(crew, conn, spec, champion, cursor)
+            )
         if step is None:
             return stood_out
         measured, raised = look(step, crew.platform)
@@ -51,13 +56,15 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
             _keep(crew, conn, spec, step, measured, fence)
             found += _judge_losses(crew, conn, spec, champion, measured, fence)
             if step.traffic_end is not None:
-                cursor.traffic = step.traffic_end
+                cursor.traffic = max(cursor.traffic, step.traffic_end)
             if step.outcomes_until is not None:
                 cursor.outcomes = step.outcomes_until
             found += _judge_drift(crew, conn, spec, champion, cursor, fence)
             save_cursor(conn, spec, cursor, fence)
             for signal in found:
                 take_in(crew, conn, spec, signal, fence)
+            if hole is not None:
+                wake(conn, spec, hole, fence)
         stood_out |= bool(found)
 
 
@@ -104,29 +111,29 @@ def _next_look(crew: Crew, conn: Connection, spec: ModelSpec, champion: str, cur
     fresh = matured > cursor.outcomes
     if not complete and not fresh:
         return None
-    previous: list[str] = []
-    before = Before()
-    attended = read_attendance(conn, spec.model)
-    stopped = False
-    if complete:
-        rows = store.select(conn, BlockRow, model=spec.model, topic=f"profile/{champion}", order="block",
-                            newest_first=True, limit=PREVIOUS_BLOCKS)  # fmt: skip
-        ours = [row for row in reversed(rows) if attended is None or row.block >= attended.since]
-        good = [row for row in ours if not row.body.get("hard") and not row.body.get("stopped")]
-        previous = [str(row.body["profile"]) for row in good]
-        before = read_before(conn, spec, good, since=attended.since if attended is not None else "")
-        if attended is not None:
-            stopped = attended.away(cursor.traffic, cursor.traffic + block, patience=patience_of(crew, spec))
-    return Watch(
-        model=spec.model, spec=spec, now=now, champion=champion,
-        traffic_block=block_name(cursor.traffic, spec) if complete else None,
-        traffic_start=cursor.traffic if complete else None,
-        traffic_end=cursor.traffic + block if complete else None,
-        outcomes_from=cursor.outcomes if fresh else None,
-        outcomes_until=matured if fresh else None,
-        previous_profiles=previous,
-        before=before,
-        stopped=stopped,
+    step = _block_look(crew, conn, spec, champion, cursor.traffic if complete else None)
+    return step.model_copy(
+        update={"outcomes_from": cursor.outcomes, "outcomes_until": matured} if fresh else {}
+    )  # fmt: skip
+
+
+def _block_look(crew: Crew, conn: Connection, spec: ModelSpec, champion: str, start: datetime | None) -> Watch:
+    """A look at the traffic of the block that begins at `start`, if any."""
+    step = Watch(model=spec.model, spec=spec, now=crew.clock.now(), champion=champion, traffic_block=None)
+    if start is None:
+        return step
+    attended, end = read_attendance(conn, spec.model), start + spec.monitoring.block
+    rows = store.select(conn, BlockRow, model=spec.model, topic=f"profile/{champion}", order="block",
+                        newest_first=True, limit=PREVIOUS_BLOCKS)  # fmt: skip
+    ours = [row for row in reversed(rows) if attended is None or row.block >= attended.since]
+    good = [row for row in ours if not row.body.get("hard") and not row.body.get("stopped")]
+    return step.model_copy(
+        update={
+            "traffic_block": block_name(start, spec), "traffic_start": start, "traffic_end": end,
+            "previous_profiles": [str(row.body["profile"]) for row in good],
+            "before": read_before(conn, spec, good, since=attended.since if attended is not None else ""),
+            "stopped": attended is not None and attended.away(start, end, patience=patience_of(crew, spec)),
+        }
     )  # fmt: skip
 
 

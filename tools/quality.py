@@ -189,7 +189,7 @@ def _check_volume(
     if found is None:
         return
     kind = "no_rows" if found.kind == "no_rows" else "volume"
-    detail = f"{n_rows or 'no'} rows, usual are {found.usual:.0f}"
+    detail = f"{n_rows or 'no'} rows in the block of {block}, usual are {found.usual:.0f}"
     checks.rule(kind, None, value=found.off, limits=(_NEVER, np.nextafter(1.0, 2.0)), detail=detail)
 
 

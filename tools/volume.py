@@ -68,7 +68,7 @@ def judge_volume(
     judged = {at: n for at, n in sorted(counts.items()) if at not in gaps}
     known = dict(list(judged.items())[-RECENT:])
     if not any(known.values()):
-        return None
+        return Volume(kind="closed", usual=0.0) if any(judged.values()) and not n_rows else None
     usual = _usual(start, judged, length)
     if not n_rows:
         is_usual = _is_calendar(start, counts, length) or not _always(start, counts, gaps, reference, length)

@@ -137,6 +137,13 @@ def test_hours_are_compared_with_the_same_hour_of_the_week() -> None:
     assert alarms(live | {"2026-02-18T11:00:00": 0}, length=hour, reference=reference) == ["2026-02-18T11:00:00"]
 
 
+def test_a_model_that_nobody_asks_any_more_is_closed_and_not_unknown() -> None:
+    served = dict.fromkeys(calendar("2026-01-05", 5), 300) | dict.fromkeys(calendar("2026-01-12", 40), 0)
+
+    assert kind("2026-03-01", 0, served) == "closed"
+    assert kind("2026-03-01", 300, served) == "unknown"
+
+
 def test_a_quarantined_day_is_no_gap_of_the_history() -> None:
     days = calendar("2026-01-05", 60)
     served = dict.fromkeys(days, 300)
