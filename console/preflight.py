@@ -22,6 +22,7 @@ from state.spec import FilesData, ManagedServing, ModelSpec
 from tools.data import WorkspaceData
 from tools.datastore import day_files, read_manifest
 from tools.importer import import_files
+from tools.mesh.translate import address_of
 
 Say: TypeAlias = Callable[[str, str], None]
 
@@ -145,23 +146,25 @@ def refuse_living(home: Path, lease: leases.Lease) -> None:
 
 
 def check_port(workspace: Workspace, loaded: LoadedSpec) -> None:
-    """Raises InputError where somebody else listens on the port that the spec gives the route."""
+    """Raises InputError where somebody else listens on the model's port: its route's, before the first the spec's."""
     serving, model = loaded.spec.serving, loaded.spec.model
-    port = serving.port if isinstance(serving, ManagedServing) else 0
+    _, mesh = data_plane(workspace.home)
+    route = mesh.store.read(model)
+    if route is not None and mesh.envoy.running() is not None:
+        return  # our own listener holds it
+    given = serving.port if isinstance(serving, ManagedServing) else 0
+    port = address_of(route.documents)[1] if route is not None else given
     if not port:
         return
-    _, mesh = data_plane(workspace.home)
-    stored = mesh.store.read(model)
-    if mesh.envoy.running() is not None and stored is not None:
-        return  # our own listener holds it
+    what = f"{loaded.path}: serving.port {port}" if port == given else f"port {port} of {model}'s route"
+    remedy = "then run this again" if route is not None else "name another port, or 0 for a free one"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as exc:
             raise InputError(
-                f"{loaded.path}: serving.port {port} cannot be listened on: {exc.strerror}",
-                remedy="Stop what listens there, name another port, or 0 for a free one",
+                f"{what} cannot be listened on: {exc.strerror}", remedy=f"Stop what listens there, {remedy}"
             ) from exc
 
 

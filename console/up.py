@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -15,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from console.interrupts import left_to_the_event_loop, undisturbed
 from console.preflight import Say, Window, check_port, check_served, check_time, claim, import_rows
 from console.specs import LoadedSpec
 from console.wiring import data_plane, laptop_platform, make_crew
@@ -53,7 +52,8 @@ class FileTraffic:
             yield block.start, block.end, block.rows
 
     def send(self, rows: pl.DataFrame, address: str) -> tuple[int, int]:
-        sent = send_rows(rows, address=address, model=self.spec.model, features=self.spec.feature_names())
+        with left_to_the_event_loop():
+            sent = send_rows(rows, address=address, model=self.spec.model, features=self.spec.feature_names())
         return sent.n_rows, sent.n_failed
 
 
@@ -310,10 +310,13 @@ def shut_down(running: Running, *, keep: bool) -> None:
 
     Envoy stays while it serves another model of the workspace. A second Ctrl-C does not cut this short.
     """
-    with _undisturbed(), running.stack:
-        let_go(running.crew, running.spec.model)
-        if not keep:
-            stop_serving(running.workspace.home, [running.spec.model])
+    with undisturbed(), running.stack:
+        try:
+            if not keep:
+                stop_serving(running.workspace.home, [running.spec.model])
+        finally:
+            # Last: whoever gets the lease must not adopt servers that are about to be stopped.
+            let_go(running.crew, running.spec.model)
 
 
 def stop_everything(home: Path) -> None:
@@ -334,17 +337,3 @@ def stop_serving(home: Path, models: Sequence[str]) -> None:
 def _models_with_servers(home: Path) -> list[str]:
     folder = home / "servers"
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block has ended; processes that it did not get to would stay."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.progress import Progress
 
 from console import demo as flights_demo
 from console.cli.output import err, out, print_json, say
+from console.interrupts import ended_by_signals
 from console.preflight import Window, claim, parse_time
 from console.report import write_report
 from console.services import status
@@ -47,7 +45,7 @@ def run_up(
     window = _asked_window(replay_from, until)
     _check_writable(html)
     begun = time.monotonic()
-    with _ended_by_term(), closing(open_workspace(settings, create=True)) as workspace:
+    with ended_by_signals(), closing(open_workspace(settings, create=True)) as workspace:
         running = start_model(workspace, loaded, window=window, say=say)
         try:
             first_champion(running)
@@ -68,7 +66,7 @@ def run_demo(*, full: bool, fresh: bool, keep_running: bool, html: Path | None, 
     _check_writable(html)
     if fresh or flights_demo.half_removed(settings):
         flights_demo.remove(settings)
-    with _ended_by_term(), closing(open_workspace(settings, create=True)) as workspace:
+    with ended_by_signals(), closing(open_workspace(settings, create=True)) as workspace:
         claim(workspace, flights_demo.MODEL)
         loaded = load_spec(flights_demo.prepare_files(settings, say))
         window = flights_demo.window(full)
@@ -100,26 +98,6 @@ def _check_writable(html: Path | None) -> None:
     """Before the work rather than after it."""
     if html is not None and (html.is_dir() or not os.access(html.absolute().parent, os.W_OK)):
         raise InputError(f"--html {html} cannot be written", remedy="Name a file in a writable folder")
-
-
-@contextmanager
-def _ended_by_term() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: with servers and Envoy stopped and the lease given back."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        # While an event loop runs, Ctrl-C is its to handle: an exception raised here could end in a callback
-        # of a library that swallows it, and the signal would be lost.
-        of_ctrl_c = signal.getsignal(signal.SIGINT)
-        if callable(of_ctrl_c):
-            of_ctrl_c(signum, frame)
-        else:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run_replay(running: Running, window: Window, *, hooks: list[Any]) -> None:

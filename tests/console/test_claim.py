@@ -14,12 +14,16 @@ from typing import Any
 import pytest
 
 from console import demo
-from console.preflight import claim
+from console.preflight import check_port, claim
 from console.settings import Settings
+from console.specs import load_spec
 from console.wiring import this_process
 from console.workspace import Workspace, open_workspace
 from state import leases
 from state.errors import InputError
+from tests.e2e import datasets
+from tools.mesh.envoy import EnvoyMesh
+from tools.ports import Endpoint
 from tools.processes import start_ticks
 
 SCOPE = "model/flights"
@@ -142,3 +146,18 @@ def test_a_folder_that_holds_files_of_somebody_else_stays(settings: Settings) ->
     with pytest.raises(InputError, match="is not a workspace"):
         demo.remove(settings)
     assert (settings.home / "thesis" / "chapter.tex").exists()
+
+
+def test_a_route_whose_port_somebody_took_is_refused_by_its_number(workspace: Workspace, tmp_path: Path) -> None:
+    loaded = load_spec(datasets.write(tmp_path, "still"))
+    check_port(workspace, loaded)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        mesh = EnvoyMesh(workspace.home, ports={"loans": port})
+        server = Endpoint(model="loans", version="1", key="k", host="127.0.0.1", port=1, ready=True)
+        mesh.store.write("loans", mesh._first(server, "k"), expected=None)
+        with pytest.raises(
+            InputError, match=f"port {port} of loans's route cannot be listened on: Address already in use"
+        ):
+            check_port(workspace, loaded)
+    check_port(workspace, loaded)
