@@ -9,10 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import msgspec
 import polars as pl
 
-from evals.world.fitting import Fitted
 from state.clock import utc
 from state.contract import Contract, fit_encoder
 from state.encoding import Column
@@ -23,16 +21,14 @@ from state.spec import ManagedServing, ModelSpec
 MODEL_FILE = "model.json"
 
 
-def write_package(
-    folder: Path, *, spec: ModelSpec, fitted: Fitted, rows: pl.DataFrame, lineage: dict[str, str]
-) -> Path:
+def write_package(folder: Path, *, spec: ModelSpec, model: bytes, rows: pl.DataFrame, lineage: dict[str, str]) -> Path:
     """Write the package into `folder` as a whole, in the place of one that is there."""
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     profile = _profile(spec, rows)
     contract = replace(_contract(spec, rows, lineage), profile_sha256=hashlib.sha256(profile).hexdigest())
-    files = {MODEL_FILE: msgspec.json.encode(fitted), "contract.json": contract.to_json(), "profile.bin": profile}
+    files = {MODEL_FILE: model, "contract.json": contract.to_json(), "profile.bin": profile}
     for name, data in files.items():
         (temporary / name).write_bytes(data)
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
@@ -58,16 +54,13 @@ def verified(folder: Path) -> Path:
     return folder
 
 
-def read_fitted(folder: Path) -> Fitted:
-    """The model of a package.
+def model_bytes(folder: Path) -> bytes:
+    """The model file of a package.
 
     Raises:
-        ToolRejected: not a whole package of this world.
+        ToolRejected: not a whole package.
     """
-    try:
-        return msgspec.json.decode((verified(folder) / MODEL_FILE).read_bytes(), type=Fitted)
-    except (OSError, msgspec.MsgspecError) as exc:
-        raise ToolRejected(f"{folder}: no model of this world in it: {exc}") from exc
+    return (verified(folder) / MODEL_FILE).read_bytes()
 
 
 def package_sha256(folder: Path) -> str:

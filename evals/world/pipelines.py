@@ -13,8 +13,9 @@ from pydantic import JsonValue, ValidationError
 
 from evals.world.data import history, labelled
 from evals.world.faults import port_call
-from evals.world.fitting import BlockLoss, block_losses, fit, measure
-from evals.world.package import package_sha256, read_fitted, trained_until, write_package
+from evals.world.fitting import BlockLoss, block_losses, measure
+from evals.world.models import Models
+from evals.world.package import model_bytes, package_sha256, trained_until, write_package
 from evals.world.records import Run
 from evals.world.truth import Floats
 from evals.world.world import World, matrix_digest
@@ -82,15 +83,16 @@ class WorldPipelines:
         rows = self._rows(run, start=start, end=end)
         cut = end - recipe.holdout
         older, newer = rows.filter(pl.col("event_time") < cut), rows.filter(pl.col("event_time") >= cut)
-        score = fit(spec, older).score(newer)
+        models = self.world.models
+        score = models.fit(spec, older).score(newer)
         metrics = measure(spec, newer, score)
-        cross_validated = _out_of_sample(spec, older, recipe.folds)
+        cross_validated = _out_of_sample(models, spec, older, recipe.folds)
         if not cross_validated:
             raise ToolRejected(f"{run.model}: too few labelled days before the holdout from {cut:%Y-%m-%d}")
-        fitted = fit(spec, rows)
+        fitted = models.fit(spec, rows)
         lineage = _lineage(key, rows)
         package = self.world.folder / "packages" / key
-        write_package(package, spec=spec, fitted=fitted, rows=rows, lineage=lineage)
+        write_package(package, spec=spec, model=models.encode(fitted), rows=rows, lineage=lineage)
         mlflow_run_id = f"run-{key}"
         self.world.state.tracked[mlflow_run_id] = key
         losses = {**cross_validated, **block_losses(spec, newer, score)}
@@ -128,8 +130,10 @@ class WorldPipelines:
         older = newer.clear()
         if existing is None:
             older = self._rows(run, start=_time(run, "start"), end=cut)
-        ours = (fit(spec, older) if existing is None else read_fitted(existing)).score(newer)
-        theirs = read_fitted(champion).score(newer) if champion is not None else None
+        models = self.world.models
+        challenger = models.fit(spec, older) if existing is None else models.decode(model_bytes(existing))
+        ours = challenger.score(newer)
+        theirs = models.decode(model_bytes(champion)).score(newer) if champion is not None else None
         metrics = measure(spec, newer, ours)
         candidates = spec.training.candidates if isinstance(spec.training, RecipeTraining) else []
         return {
@@ -217,7 +221,7 @@ def _gate(bound: Bound, value: float | None) -> JsonValue:
     return {"metric": bound.metric, "op": bound.op, "value": value, "bound": bound.value, "passed": passed}
 
 
-def _out_of_sample(spec: ModelSpec, rows: pl.DataFrame, n_folds: int) -> dict[str, BlockLoss]:
+def _out_of_sample(models: Models, spec: ModelSpec, rows: pl.DataFrame, n_folds: int) -> dict[str, BlockLoss]:
     """Loss of every block of the newer half of the days, in folds that are each scored by a fit on all older days."""
     day = rows["event_time"].dt.date()
     days = sorted(set(day.to_list()))
@@ -226,5 +230,5 @@ def _out_of_sample(spec: ModelSpec, rows: pl.DataFrame, n_folds: int) -> dict[st
         if len(part):
             older, held = rows.filter(day < part[0]), rows.filter((day >= part[0]) & (day <= part[-1]))
             if older.height and held.height:
-                losses |= block_losses(spec, held, fit(spec, older).score(held))
+                losses |= block_losses(spec, held, models.fit(spec, older).score(held))
     return losses

@@ -7,7 +7,6 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from evals.world.fitting import Fitted
 from evals.world.truth import Truth
 
 LATENCY_BOUNDS_MS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0)
@@ -172,8 +171,8 @@ class WorldState:
     models: dict[str, ModelState] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     """By key."""
-    fitted: dict[str, Fitted] = field(default_factory=dict)
-    """By digest of the model."""
+    fitted: dict[str, str] = field(default_factory=dict)
+    """What servers loaded: digest of a model -> its text in the package."""
     tracked: dict[str, str] = field(default_factory=dict)
     """MLflow run id -> key of the training run that logged it."""
     effects: list[Effect] = field(default_factory=list)

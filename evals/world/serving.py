@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evals.world.faults import port_call
-from evals.world.package import read_fitted
+from evals.world.package import model_bytes
 from evals.world.records import LATENCY_BOUNDS_MS, Counters, RouteDocument, Server
 from evals.world.world import World
 from state.errors import ToolRejected, ToolUnavailable
@@ -29,7 +29,7 @@ class WorldServers:
         state = self.world.state.models.get(model)
         if state is None:
             raise ToolRejected(f"{model}: no such model")
-        digest = self.world.store_fitted(read_fitted(package))
+        digest = self.world.load_model(model_bytes(package))
         known = state.servers.get(version)
         if known is not None and known.alive:
             if known.digest != digest:

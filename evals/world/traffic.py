@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from evals.world.fitting import Fitted
+from evals.world.models import Model
 from evals.world.records import LATENCY_BOUNDS_MS, Arm, Counters, ServedDay
 from evals.world.truth import Day, Floats
 
@@ -46,7 +46,7 @@ def position(model: str, entity: str) -> float:
     return int.from_bytes(digest, "big") / 2**64 * 100.0
 
 
-def record_day(rows: Day, served: ServedDay, *, fitted: Mapping[str, Fitted], model: str) -> DayRecord:
+def record_day(rows: Day, served: ServedDay, *, loaded: Callable[[str], Model], task: str, model: str) -> DayRecord:
     """Score every row with the arm that its entity is assigned to."""
     frame = rows.frame
     places = {entity: position(model, entity) for entity in frame["entity"].unique().to_list()}
@@ -62,7 +62,7 @@ def record_day(rows: Day, served: ServedDay, *, fitted: Mapping[str, Fitted], mo
         rng = np.random.default_rng([zlib.crc32(f"{model}/{arm.version}/{served.day}".encode())])
         failed[mine] = True if arm.digest is None else rng.random(len(mine)) < arm.error_ratio
         if arm.digest is not None and len(mine):
-            score[mine] = _scores(fitted[arm.digest], frame[mine], arm)
+            score[mine] = _scores(loaded(arm.digest), frame[mine], arm, task)
         by_version[arm.version] = Counters(
             n_requests=len(mine),
             n_errors=int(failed[mine].sum()),
@@ -84,9 +84,9 @@ def record_day(rows: Day, served: ServedDay, *, fitted: Mapping[str, Fitted], mo
     )
 
 
-def _scores(model: Fitted, frame: pl.DataFrame, arm: Arm) -> Floats:
+def _scores(model: Model, frame: pl.DataFrame, arm: Arm, task: str) -> Floats:
     score = model.score(frame) + arm.score_shift
-    return np.clip(score, 0.0, 1.0) if model.task == "binary" else score
+    return np.clip(score, 0.0, 1.0) if task == "binary" else score
 
 
 def _latency(n_requests: int, arm: Arm, rng: np.random.Generator) -> list[int]:

@@ -14,13 +14,12 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import polars as pl
 from pydantic import JsonValue, TypeAdapter
 
 from evals.world.faults import Faults
-from evals.world.fitting import Fitted
+from evals.world.models import LinearModels, Model, Models
 from evals.world.records import Arm, Condition, Counters, Effect, ModelState, ServedDay, WorldState
 from evals.world.traffic import DayRecord, record_day
 from evals.world.truth import Day, Drift, Truth, day_rows
@@ -35,9 +34,12 @@ WORLD_STATE = TypeAdapter(WorldState)
 class World:
     """Everything outside the control plane, in memory; `save` writes it to one JSON file."""
 
-    def __init__(self, folder: Path, *, seed: int = 0, start: date = DEFAULT_START) -> None:
+    def __init__(
+        self, folder: Path, *, seed: int = 0, start: date = DEFAULT_START, models: Models | None = None
+    ) -> None:
         """`folder` receives model packages only, and `world.json` on `save`."""
         self.folder = folder
+        self.models: Models = models or LinearModels()
         self.faults = Faults()
         self.state = WorldState(seed=seed, start=start.isoformat(), next_day=start.isoformat())
         self.clock = ReplayClock(midnight(start))
@@ -46,6 +48,7 @@ class World:
         self._specs: dict[str, ModelSpec] = {}
         self._days: dict[tuple[str, str], Day] = {}
         self._served: dict[tuple[str, str], DayRecord] = {}
+        self._models: dict[str, Model] = {}
 
     @classmethod
     def load(cls, folder: Path) -> World:
@@ -194,18 +197,28 @@ class World:
             if found is None:
                 return None
             rows = self.rows(model, date.fromisoformat(day))
-            self._served[key] = record_day(rows, found, fitted=self.state.fitted, model=model)
+            self._served[key] = record_day(rows, found, loaded=self._loaded, task=self._specs[model].task, model=model)
         return self._served[key]
 
     def history_days(self, model: str) -> list[date]:
         start = date.fromisoformat(self.state.start)
         return [start - timedelta(days=age) for age in range(self.model(model).truth.history_days, 0, -1)]
 
-    def store_fitted(self, fitted: Fitted) -> str:
-        """Keep a fitted model; return its digest, which names it."""
-        digest = hashlib.sha256(msgspec.json.encode(fitted)).hexdigest()
-        self.state.fitted[digest] = fitted
+    def load_model(self, data: bytes) -> str:
+        """Keep the model of a package for serving; return its digest, which names it.
+
+        Raises:
+            ToolRejected: the bytes are no model of this world.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        self._models[digest] = self.models.decode(data)
+        self.state.fitted[digest] = data.decode()
         return digest
+
+    def _loaded(self, digest: str) -> Model:
+        if digest not in self._models:
+            self._models[digest] = self.models.decode(self.state.fitted[digest].encode())
+        return self._models[digest]
 
     def harm(self, model: str) -> dict[str, float]:
         """Day -> rows times expected excess log loss (squared error in a regression) of what was served over the
