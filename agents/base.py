@@ -44,6 +44,10 @@ class Situation(BaseModel):
     last_traffic_key: str
     """Key of the newest verified traffic change on this model; empty before the first."""
     rollout: RolloutRow | None
+    written: dict[str, int] = {}
+    """Share of every version of the route as the last verified write left it; empty before the first."""
+    corrected_today: list[dict[str, int]] = []
+    """Splits that somebody had written and that were corrected in the past 24 hours."""
     asked_by_person: bool = False
     """The run serves a person's goal rather than an incident or the cadence."""
     fault_days: list[str] = []

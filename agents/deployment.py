@@ -10,11 +10,11 @@ from pydantic import JsonValue
 from agents import rollout as machine
 from agents.arms import ab_verdict, read_arms
 from agents.base import Learned, Move, Situation, Wait, proposal, specialist
+from agents.edits import judge_edit, restore
 from agents.traffic import sample_from, samples
 from tools.metrics import window
 from tools.ports import Platform
 
-HELD_BY_EDIT = "a person: somebody took traffic off the candidate by hand"
 LOOK_AGAIN = timedelta(minutes=1)
 """A version under traffic is looked at this often: a fault or a foreign edit does not wait for the end of a dwell."""
 
@@ -30,7 +30,7 @@ def read(situation: Situation, platform: Platform) -> dict[str, Any]:
         "samples": {},
     }
     rollout = situation.rollout
-    if rollout is not None and rollout.body.get("samples") and route is not None:
+    if rollout is not None and rollout.body.get("samples") and route is not None and situation.cause != "route":
         # Before the first shift there is nothing to compare: a metrics outage must not stop the staging.
         reading["samples"] = samples(platform, situation.model, list(route.weights))
     if rollout is not None and situation.step == "run_ab_test" and rollout.phase == "ab_test":
@@ -43,6 +43,8 @@ def judge(situation: Situation, reading: dict[str, Any]) -> Move:
         case "stage_version":
             args: dict[str, JsonValue] = {"version": situation.candidate, "rollout": _rollout_id(situation)}
             return proposal(situation, "deployment", args, f"start version {situation.candidate} warm, with no traffic")
+        case "shift_traffic" if situation.cause == "route":
+            return restore(situation, reading)
         case "shift_traffic" | "run_ab_test" | "promote":
             return _judge_progress(situation, reading)
         case "rollback":
@@ -67,7 +69,7 @@ def _judge_progress(situation: Situation, reading: dict[str, Any]) -> Move:
     rollout = situation.rollout
     if rollout is None:
         return Wait(until=None, waits_for="a staged version")
-    edited = _judge_foreign_edit(situation, reading)
+    edited = judge_edit(situation, reading)
     if edited is not None:
         return edited
     match situation.step:
@@ -80,41 +82,6 @@ def _judge_progress(situation: Situation, reading: dict[str, Any]) -> Move:
         case _:
             verdict = str(situation.facts.get("ab_verdict", "none")).replace("_", " ")
             return _promote(situation, reading, f"paired win and no live harm (A/B: {verdict})")
-
-
-def _judge_foreign_edit(situation: Situation, reading: dict[str, Any]) -> Move | None:
-    rollout = situation.rollout
-    assert rollout is not None
-    expected = {str(v): int(w) for v, w in rollout.body.get("weights", {}).items()}  # type: ignore[union-attr,arg-type]
-    kind = machine.foreign_edit(expected=expected, observed=reading["weights"], candidate=rollout.candidate)
-    if not expected or kind == "none":
-        return None
-    details: dict[str, JsonValue] = {"expected": dict(expected), "observed": reading["weights"]}
-    reason = f"somebody raised version {rollout.candidate}'s share; put it back"
-    if kind == "lowered":
-        if situation.facts.get("held_by_edit"):
-            return Wait(until=None, waits_for=HELD_BY_EDIT)
-        if situation.facts.get("edit_answered") != reading["revision"]:
-            return Learned(
-                topic="foreign_edit",
-                verdict="lowered",
-                summary=f"Somebody took traffic off version {rollout.candidate}; the rollout holds until a person answers.",
-                # A resume takes `held_by_edit` away and leaves the revision: that edit is answered, a later one is not.
-                facts={"held_by_edit": True, "edit_answered": reading["revision"]},
-                details=details,
-            )
-        reason = f"a person lets the rollout go on: version {rollout.candidate} gets its share back"
-    args: dict[str, JsonValue] = {
-        "rollout": rollout.id,
-        "version": rollout.candidate,
-        "weights": dict(expected),
-        "after": situation.last_traffic_key,
-        "corrects": reading["revision"],
-    }
-    move = proposal(situation, "deployment", args, reason)
-    return move.model_copy(
-        update={"proposal": move.proposal.model_copy(update={"args": args, "kind": "shift_traffic"})}
-    )
 
 
 def _judge_canary(situation: Situation, reading: dict[str, Any]) -> Move:

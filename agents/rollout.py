@@ -125,13 +125,31 @@ def _spoilt(window: ServiceWindow) -> bool:
 
 
 def foreign_edit(
-    *, expected: dict[str, int], observed: dict[str, int], candidate: str
+    *, expected: dict[str, int], observed: dict[str, int], judged: str | None, against: str | None
 ) -> Literal["none", "raised", "lowered"]:
-    """What somebody else did to the route: a raised candidate is corrected, a lowered one is respected."""
-    if expected == observed:
+    """What somebody else did to the route, whose shares were last written as `expected`.
+
+    One principle for every phase. A version that is being `judged` (the candidate, or the new champion in its bake
+    window) may be `lowered` by a person in favour of the one that it is held `against`: whoever takes traffic off it is
+    right until told otherwise. Every other edit is `raised`: some version gets a share that nobody judged it worth, be
+    it the candidate, an old version or an unknown one, and the written split comes back. Without a rollout nothing is
+    being judged, so every edit that moves traffic off the champion is one of these: who wants that states a goal. Where
+    both happen, the lowering counts.
+    """
+    versions = {*expected, *observed}
+    gained = {version: observed.get(version, 0) - expected.get(version, 0) for version in versions}
+    if not any(gained.values()):
         return "none"
-    wanted, seen = expected.get(candidate, 0), observed.get(candidate, 0)
-    return "lowered" if seen < wanted else "raised"
+    lowered = judged is not None and gained.get(judged, 0) < 0 and gained.get(str(against), 0) > 0
+    return "lowered" if lowered else "raised"
+
+
+def put_back(*, expected: dict[str, int], observed: dict[str, int]) -> tuple[str, dict[str, int]] | None:
+    """The version that has most more than its share, and the weights that undo it; None where a destination is gone."""
+    if any(weight and version not in observed for version, weight in expected.items()):
+        return None
+    weights = {version: expected.get(version, 0) for version in observed}
+    return max(observed, key=lambda version: (observed[version] - weights[version], version)), weights
 
 
 def window_json(window: ServiceWindow | None) -> dict[str, Any] | None:

@@ -92,7 +92,8 @@ class Stint:
 
 def stints(records: Records) -> list[Stint]:
     """Stretches of service in order of their first live request: champions, and candidates that took traffic."""
-    moves = [action for action in records.actions if action.state in HAPPENED]
+    # What puts a hand edit right names the version that loses its share again: it begins nothing.
+    moves = [action for action in records.actions if action.state in HAPPENED and "corrects" not in action.args]
     moves.sort(key=lambda action: (_at(action), action.created_at))
     found: list[Stint] = []
     reigning: Stint | None = None

@@ -7,6 +7,7 @@ from datetime import datetime
 from agents import rollout as machine
 from agents.traffic import sample_from, sample_json
 from orchestrator.crew import Crew, observe, tell
+from orchestrator.route import being_answered
 from orchestrator.runs import call_off, loss_alarm
 from state import store
 from state.rows import RolloutRow, RunRow
@@ -41,7 +42,7 @@ def _judge(crew: Crew, spec: ModelSpec, row: RolloutRow, fence: Fence) -> bool:
         if analysis.verdict == "pass" and row.body.get("failures"):
             row.body["failures"] = 0
             store.put(conn, row, fence=fence)
-        if crew.clock.now() < ends:
+        if crew.clock.now() < ends or being_answered(conn, spec.model):
             return False
         if analysis.verdict == "no_data":
             if crew.clock.now() >= ends + spec.rollout.deadline:

@@ -275,3 +275,17 @@ def last_traffic_key(conn: Connection, model: str) -> str:
     """Key of the newest verified traffic change of the model; empty before the first."""
     row = store.get(conn, SwitchRow, f"traffic/{model}")
     return str(row.body["key"]) if row is not None else ""
+
+
+def written_weights(conn: Connection, model: str) -> dict[str, int]:
+    """Version -> percent as the last verified write left the route; empty before the first."""
+    row = store.get(conn, SwitchRow, f"traffic/{model}")
+    weights = row.body.get("weights") if row is not None else None
+    return {version: int(str(weight)) for version, weight in weights.items()} if isinstance(weights, dict) else {}
+
+
+def corrected_today(crew: Crew, conn: Connection, model: str) -> list[dict[str, int]]:
+    """Splits of somebody else that were corrected in the past 24 hours, once for each correction."""
+    shifts = store.select(conn, ActionRow, model=model, kind="shift_traffic", state="verified")
+    priors = [a.prior.get("weights") for a in shifts if "corrects" in a.args and crew.clock.now() - a.created_at < _DAY]
+    return [{str(v): int(str(w)) for v, w in prior.items()} for prior in priors if isinstance(prior, dict)]

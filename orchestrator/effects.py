@@ -9,6 +9,7 @@ from pydantic import JsonValue
 from agents.base import Situation
 from agents.training import gates_learned, judge_pairs
 from orchestrator.actions import CATALOGUE
+from orchestrator.context import written_weights
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.runs import cite
 from state import store
@@ -27,6 +28,8 @@ RECURRING = frozenset(
      "hold", "resume"}
 )  # fmt: skip
 """Effects that may rightly happen again: each names the one before it, so that a repetition is a new action."""
+TRAFFIC = RECURRING - {"hold", "resume"}
+"""Those that write to the route."""
 
 
 def apply_verified(
@@ -39,10 +42,28 @@ def apply_verified(
     for name in declared.makes - JUDGED:
         run.facts[name] = True
     if intent.kind in RECURRING:
-        store.put(conn, SwitchRow(id=f"traffic/{intent.model}", body={"key": intent.key}), fence=fence)
+        body: dict[str, JsonValue] = {"key": intent.key, "weights": dict(_written(conn, intent, outcome))}
+        store.put(conn, SwitchRow(id=f"traffic/{intent.model}", body=body), fence=fence)
     _SPECIFIC.get(intent.kind, _nothing)(crew, conn, run, intent, outcome, fence)
     # What a person was asked about before the version was staged is what is proposed after it.
     run.body["pinned"] = run.body.pop("ahead", {}) if intent.kind == "stage_version" else {}
+
+
+def _written(conn: Connection, intent: CommittedIntent, outcome: ActionOutcome) -> dict[str, int]:
+    """What the route should say after the action: what was written, and never what somebody else made of it since."""
+    known = written_weights(conn, intent.model)
+    version = str(intent.args.get("version"))
+    match intent.kind:
+        case "stage_version" if not known:
+            return cast(dict[str, int], outcome.observed.get("weights", {}))
+        case "stage_version":
+            return {**known, version: known.get(version, 0)}
+        case "retire_version":
+            return {name: weight for name, weight in known.items() if name != version}
+        case "shift_traffic" | "run_ab_test" | "promote" | "rollback":
+            return cast(dict[str, int], outcome.observed["weights"])
+        case _:
+            return known
 
 
 def _nothing(*_: Any) -> None:

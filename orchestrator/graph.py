@@ -23,6 +23,7 @@ from langgraph.runtime import Runtime
 
 from agents import data_validation, deployment, feature_engineering, monitoring, training
 from agents.base import MOVES, Learned, Propose, Situation, Specialist, Wait
+from agents.edits import HELD_BY_EDIT
 from orchestrator.actions import CATALOGUE
 from orchestrator.crew import Crew, keep_evidence, observe, tell
 from orchestrator.execute import carry_out, give_up
@@ -269,8 +270,8 @@ def _learn(desk: Desk, state: AdvanceState, situation: Situation, move: Learned)
         if move.verdict in ("failed", "worse", "inconclusive"):
             run.facts["story"] = move.summary
         if move.facts.get("held_by_edit"):
-            _wait(conn, run, deployment.HELD_BY_EDIT, None, desk.fence)
-        if move.facts.get("held_by_edit") or move.verdict in ("inconclusive", "deadline"):
+            _wait(conn, run, HELD_BY_EDIT, None, desk.fence)
+        if move.facts.get("held_by_edit") or move.verdict in ("inconclusive", "deadline", "raised"):
             _call_once(desk, conn, run, move.summary)
         store.put(conn, run, fence=desk.fence)
         observe(

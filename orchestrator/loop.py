@@ -15,6 +15,7 @@ from orchestrator.crew import Crew, tell
 from orchestrator.execute import MAX_RETRIES, recover
 from orchestrator.gate import expire_approvals
 from orchestrator.graph import GRAPH_VERSION, Desk, Graph
+from orchestrator.route import watch_route
 from orchestrator.triage import cadence_due, cadence_signal, note_cadence, start_cadence, take_in
 from orchestrator.watch import begin, watch
 from state import leases, ledger, store
@@ -51,6 +52,7 @@ def tick(crew: Crew, graph: Graph, spec: ModelSpec) -> Tick:
     begin(crew, spec, fence=fence)
     looks = [
         _attempt(crew, spec, "watch", lambda: watch(crew, spec, fence=fence)),
+        _attempt(crew, spec, "route", lambda: watch_route(crew, spec, fence=fence)),
         _attempt(crew, spec, "bake", lambda: watch_bake(crew, spec, fence=fence)),
         _attempt(crew, spec, "cadence", lambda: _answer_wins(crew, spec, fence)),
     ]

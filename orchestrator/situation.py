@@ -6,7 +6,7 @@ from typing import cast
 
 from agents.base import Situation
 from orchestrator.actions import FACT_NAMES
-from orchestrator.context import champion_of, last_traffic_key
+from orchestrator.context import champion_of, corrected_today, last_traffic_key, written_weights
 from orchestrator.crew import Crew
 from state import store
 from state.canonical import digest
@@ -24,9 +24,11 @@ def situation_of(crew: Crew, run: RunRow, spec: ModelSpec, step: ActionKind) -> 
     """The situation of one run at one plan step."""
     with crew.db.transaction() as conn:
         incident = store.get(conn, IncidentRow, run.subject_id) if run.subject_kind == "incident" else None
-        rollout = store.get(conn, RolloutRow, str(run.body.get("rollout_id", "")))
+        rollout = store.get(conn, RolloutRow, str(run.body.get("rollout_id", run.body.get("edit_of", ""))))
         champion_state = store.get(conn, DetectorRow, f"{spec.model}/champion")
         last_key = last_traffic_key(conn, spec.model)
+        written = written_weights(conn, spec.model)
+        corrected = corrected_today(crew, conn, spec.model)
         open_faults = [
             row for row in store.select(conn, IncidentRow, model=spec.model, status="open")
             if row.cause in ("data_fault", "label_fault")
@@ -54,6 +56,8 @@ def situation_of(crew: Crew, run: RunRow, spec: ModelSpec, step: ActionKind) -> 
         candidate=str(candidate) if candidate is not None else None,
         last_traffic_key=last_key,
         rollout=rollout,
+        written=written,
+        corrected_today=corrected,
         asked_by_person=run.subject_kind == "goal",
         fault_days=sorted(fault_days),
     )

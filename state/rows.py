@@ -73,7 +73,8 @@ class RunRow(Row):
     columns = ("id", "model", "subject_id", "status", "wake_at")
     model: str
     subject_id: str
-    subject_kind: Literal["incident", "goal", "cadence"]
+    subject_kind: Literal["incident", "goal", "cadence", "route"]
+    """`route`: somebody edited the route by hand; its subject is the standing goal."""
     status: Literal["ready", "waiting", "finished"]
     wake_at: AwareDatetime | None = None
     waits_for: str = ""

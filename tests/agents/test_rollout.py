@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agents.rollout import analyse, foreign_edit, next_step, steps
+from agents.rollout import analyse, foreign_edit, next_step, put_back, steps
 from evals.world.platform import example_spec
 from state.spec import ModelSpec
 from tools.metrics import ServiceWindow
@@ -101,4 +101,29 @@ def test_c22_the_candidate_is_held_against_the_champion_of_the_same_window(
     ],
 )
 def test_c39_what_somebody_did_to_the_route_is_told_apart(observed: dict[str, int], kind: str) -> None:
-    assert foreign_edit(expected={"1": 90, "2": 10}, observed=observed, candidate="2") == kind
+    assert foreign_edit(expected={"1": 90, "2": 10}, observed=observed, judged="2", against="1") == kind
+
+
+@pytest.mark.parametrize(
+    ("observed", "judged", "against", "kind"),
+    [
+        pytest.param({"1": 30, "2": 70}, "2", "1", "lowered", id="bake-to-the-previous-one"),
+        pytest.param({"1": 0, "2": 70, "3": 30}, "2", "1", "raised", id="bake-to-a-stranger"),
+        pytest.param({"1": 20, "2": 70, "3": 10}, "2", "1", "lowered", id="bake-to-both"),
+        pytest.param({"1": 30, "2": 70}, None, None, "raised", id="nothing-is-judged"),
+        pytest.param({"2": 100}, None, None, "none", id="an-entry-without-traffic-is-gone"),
+        pytest.param({"1": 0, "2": 100, "3": 0}, None, None, "none", id="an-entry-without-traffic-came"),
+        pytest.param({}, "2", "1", "raised", id="the-route-is-gone"),
+    ],
+)
+def test_c39_only_a_version_that_is_judged_may_be_lowered_and_only_for_the_one_it_is_held_against(
+    observed: dict[str, int], judged: str | None, against: str | None, kind: str
+) -> None:
+    assert foreign_edit(expected={"1": 0, "2": 100}, observed=observed, judged=judged, against=against) == kind
+
+
+def test_c39_the_written_split_comes_back_over_every_version_of_the_route() -> None:
+    assert put_back(expected={"1": 0, "2": 100}, observed={"2": 60, "3": 30, "4": 10}) == (
+        "3", {"2": 100, "3": 0, "4": 0},
+    )  # fmt: skip
+    assert put_back(expected={"1": 0, "2": 100}, observed={"1": 100}) is None

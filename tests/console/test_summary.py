@@ -332,6 +332,16 @@ def test_a_baking_champion_that_is_rolled_back_hands_over_to_the_one_before(tmp_
     ]
 
 
+def test_a_share_that_was_given_by_hand_and_put_back_is_no_service(tmp_path: Path) -> None:
+    with replayed(tmp_path) as it:
+        it.act("promote", START, subject="keep", run="a", args={"version": "1", "previous": None})
+        it.act("shift_traffic", START + DAY, subject="keep", run="b",
+               args={"version": "9", "weights": {"1": 100, "9": 0}, "corrects": "77"})  # fmt: skip
+        summary = summarise(it.workspace, "parcels", start=START, end=END, platform=it.platform)
+
+    assert [(v.version, v.role, v.served_until) for v in summary.versions] == [("1", "champion", None)]
+
+
 def test_what_people_wrote_is_printed_as_they_wrote_it(story: tuple[Replayed, pl.DataFrame, Summary]) -> None:
     _, _, summary = story
     version = summary.versions[0].model_copy(update={"version": "[bold]7[/bold]"})
