@@ -6,9 +6,10 @@ from datetime import datetime
 
 from agents import rollout as machine
 from agents.traffic import sample_from, sample_json
+from orchestrator.aims import call_off
 from orchestrator.crew import Crew, observe, tell
 from orchestrator.route import being_answered
-from orchestrator.runs import call_off, loss_alarm
+from orchestrator.runs import loss_alarm
 from state import store
 from state.rows import RolloutRow, RunRow
 from state.spec import ModelSpec

@@ -25,11 +25,12 @@ from agents import data_validation, deployment, feature_engineering, monitoring,
 from agents.base import MOVES, Learned, Propose, Situation, Specialist, Wait
 from agents.edits import HELD_BY_EDIT
 from orchestrator.actions import CATALOGUE
+from orchestrator.aims import Aim
 from orchestrator.crew import Crew, keep_evidence, observe, tell
 from orchestrator.execute import carry_out, give_up
 from orchestrator.gate import REJECTED, Ruling, rule
 from orchestrator.planner import NoPlan, plan
-from orchestrator.runs import DENIED_DAYS, Aim, aim, cite, end_run
+from orchestrator.runs import DENIED_DAYS, aim, cite, end_run
 from orchestrator.situation import situation_of, true_facts
 from orchestrator.way import TAKES_THE_ROUTE, Refused, make_way
 from state import ledger, store

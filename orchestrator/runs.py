@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from pydantic import JsonValue
-
-from orchestrator.actions import FactName
+from orchestrator.aims import Aim, reach
 from orchestrator.awaited import still_missing
 from orchestrator.crew import Crew, observe, tell
-from orchestrator.gate import withdraw_questions
+from orchestrator.goal_aims import goal_aim
 from state import log, store
 from state.decisions import IncidentChanged
-from state.goals import Goal
 from state.rows import DetectorRow, GoalRow, IncidentRow, RolloutRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 from tools.drift.performance import EDetector
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Aim:
-    """What the run does now: reach `facts`, wait, or end."""
-
-    move: Literal["reach", "wait", "end"]
-    facts: frozenset[FactName] = frozenset()
-    outcome: str = ""
-    """Resolution where the run ends."""
-    waits_for: str = ""
-    wake_at: datetime | None = None
-    changed: bool = False
-    """Another run of the model has something to do now because of this one."""
-    in_the_way: tuple[str, ...] = ()
-    """Rollouts that make way as soon as this run's version may take traffic, by id."""
 
 
 def aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
@@ -42,7 +22,7 @@ def aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
     facts = run.facts
     if run.subject_kind == "route":
         done = facts.get("gave_up") or (facts.get("traffic_shifted") and "as_written")
-        return Aim(move="end", outcome=str(done)) if done else _reach("traffic_shifted")
+        return Aim(move="end", outcome=str(done)) if done else reach("traffic_shifted")
     if facts.get("canary_failed"):
         return _after_failure(run)
     if facts.get("serving_better_model"):
@@ -50,22 +30,18 @@ def aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
     if run.subject_kind == "cadence":
         done = bool(facts.get("remedy_known"))
         verdict = str(facts.get("paired_verdict", "no_verdict"))
-        return Aim(move="end", outcome=verdict) if done else _reach("remedy_known")
+        return Aim(move="end", outcome=verdict) if done else reach("remedy_known")
     if run.subject_kind == "goal":
-        return _goal_aim(crew, conn, run, spec)
+        return goal_aim(crew, conn, run, spec)
     return _incident_aim(crew, conn, run, spec)
-
-
-def _reach(*names: FactName) -> Aim:
-    return Aim(move="reach", facts=frozenset(names))
 
 
 def _after_failure(run: RunRow) -> Aim:
     """A candidate failed under traffic: take it off, take it out, and end."""
     if run.facts.get("version_staged") and not run.facts.get("traffic_on_champion"):
-        return _reach("rolled_back", "traffic_on_champion")
+        return reach("rolled_back", "traffic_on_champion")
     if run.facts.get("version_staged"):
-        return _reach("version_retired")
+        return reach("version_retired")
     ended = "superseded" if run.facts.get("superseded") else "rolled_back"
     return Aim(move="end", outcome=str(run.facts.get("gave_up", ended)))
 
@@ -82,7 +58,7 @@ def _after_promotion(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec)
         # The same remedy again would be the same thing: a person gets it, with what was tried.
         return Aim(move="end", outcome="escalated")
     if not run.facts.get("version_retired"):
-        return _reach("version_retired")
+        return reach("version_retired")
     return _recovering(crew, run, spec, outcome="recovered")
 
 
@@ -104,131 +80,6 @@ def loss_alarm(conn: Connection, model: str, version: str) -> bool:
     return row is not None and EDetector.from_state(row.state).alarm
 
 
-def _goal_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
-    row = store.get(conn, GoalRow, run.subject_id)
-    if row is None or row.status != "active":
-        return Aim(move="end", outcome="withdrawn")
-    goal = Goal.model_validate(row.goal)
-    if goal.intent == "maintain":
-        return _reach("serving_better_model")
-    running = store.select(conn, RolloutRow, model=run.model, status="running")
-    others = [rollout for rollout in running if rollout.id != run.body.get("rollout_id")]
-    begins_with_version = goal.intent in ("deploy", "promote", "compare") and not run.body.get("rollout_id")
-    if begins_with_version and crew.platform.registry.get(run.model, str(goal.version)) is None:
-        # Before anything makes way for it: a slip of the finger must not call off a rollout.
-        return Aim(move="end", outcome="no_such_version")
-    if goal.intent == "rollback":
-        return _rollback_aim(crew, conn, run, spec, others)
-    if goal.intent in ("deploy", "promote"):
-        first = _first(crew, conn, run, str(goal.version), others)
-        if first is not None:
-            return first
-        in_the_way = tuple(rollout.id for rollout in others)
-        return replace(_reach("serving_better_model"), in_the_way=in_the_way)
-    wanted: dict[str, tuple[FactName, ...]] = {
-        "retrain": ("serving_better_model",),
-        "investigate": ("remedy_known",),
-        "validate": ("data_validated",),
-        "compare": ("gates_evaluated",),
-        "hold": ("changes_held",),
-        "resume": ("changes_resumed",),
-    }
-    names = wanted.get(goal.intent, ())
-    if all(run.facts.get(name) for name in names):
-        return Aim(move="end", outcome="achieved")
-    return _reach(*names)
-
-
-def _rollback_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, running: list[RolloutRow]) -> Aim:
-    """A rollback by hand calls off what is under way; without a rollout, it puts strayed traffic back on the champion."""
-    goal: tuple[FactName, ...] = ("rolled_back", "traffic_on_champion")
-    if all(run.facts.get(name) for name in goal):
-        return Aim(move="end", outcome="achieved")
-    if running:
-        run.facts["called_off"] = True
-        changed = call_off(crew, conn, running[0], "a person rolls it back")
-        return Aim(move="wait", waits_for=f"version {running[0].candidate} to leave the traffic", changed=changed)
-    if run.facts.get("called_off"):
-        return Aim(move="end", outcome="achieved")
-    route = crew.platform.mesh.read(spec.model)
-    champion = store.get(conn, DetectorRow, f"{spec.model}/champion")
-    if route is None or champion is None or route.weights.get(str(champion.state["version"])) == 100:
-        return Aim(move="end", outcome="nothing_to_roll_back")
-    return _reach(*goal)
-
-
-def _first(crew: Crew, conn: Connection, run: RunRow, version: str, running: list[RolloutRow]) -> Aim | None:
-    """What comes before a person's version: None where it can be judged now.
-
-    A rollout that runs goes on while the version is judged (`orchestrator/way.py`). Only the champion itself needs no
-    judgement: what would take its place leaves at once.
-    """
-    champion = store.get(conn, DetectorRow, f"{run.model}/champion")
-    serving = str(champion.state["version"]) if champion is not None else None
-    is_champion = serving == version
-    for rollout in running:
-        if rollout.phase == "bake" and not is_champion:
-            return Aim(move="wait", waits_for=f"version {rollout.candidate} to end its bake window")
-        if rollout.candidate == version and not is_champion:
-            return Aim(move="wait", waits_for=f"version {version}, which is on its way already")
-        if rollout.phase != "bake" and is_champion:
-            why = f"a person wants version {version}"
-            changed = call_off(crew, conn, rollout, why, superseded=True)
-            return Aim(move="wait", waits_for=f"version {rollout.candidate} to leave the traffic", changed=changed)
-    if is_champion and not run.body.get("rollout_id"):
-        return Aim(move="end", outcome="achieved")
-    for other in store.select(conn, RunRow, model=run.model, status=["ready", "waiting"]):
-        if other.id != run.id and other.facts.get("canary_failed"):
-            # Until its server is gone and its incident closed, the facts are not those that an answer was given for.
-            return Aim(move="wait", waits_for=f"version {other.facts.get('candidate')} to leave the traffic")
-    if not run.body.get("rollout_id") and run.facts.get("compared_with", serving) != serving:
-        _judge_anew(crew, conn, run)
-    return None
-
-
-def _judge_anew(crew: Crew, conn: Connection, run: RunRow) -> None:
-    """The version was compared with a champion that serves no more: what was measured and asked says nothing now."""
-    for name in ("gates_evaluated", "gates_cleared", "gates_passed", "remedy_known", "compared_with"):
-        run.facts.pop(name, None)
-    for name in ("paired_win", "paired_z", "paired_verdict", "paired_evidence"):
-        run.facts.pop(name, None)
-    run.body.pop("ahead", None)
-    withdraw_questions(
-        crew, conn, run, f"version {run.facts.get('candidate')} has to be judged against the new champion"
-    )
-
-
-def call_off(
-    crew: Crew,
-    conn: Connection,
-    rollout: RolloutRow,
-    why: str,
-    *,
-    superseded: bool = False,
-    details: dict[str, JsonValue] | None = None,
-) -> bool:
-    """Let the run of a rollout take its version off again: its facts say so, and the planner does the rest.
-
-    Returns whether that changed anything.
-    """
-    runs = store.select(conn, RunRow, model=rollout.model, status=["ready", "waiting"])
-    run = next((run for run in runs if run.body.get("rollout_id") == rollout.id), None)
-    if run is None or run.facts.get("canary_failed"):
-        return False
-    run.facts |= {"canary_failed": True, "rolled_back": False, "healthy_champion_known": True, "story": why}
-    if rollout.phase == "bake":
-        run.facts |= {"traffic_on_champion": False, "version_staged": True}
-    if superseded:
-        run.facts["superseded"] = True
-    run.status, run.wake_at, run.waits_for = "ready", None, ""
-    store.put(conn, run, fence=None)
-    observe(
-        crew, conn, model=rollout.model, topic="analysis", verdict="failed", actor='Agent::"deployment"', run_id=run.id,
-        summary=f"Version {rollout.candidate} is taken off: {why}.", details=details,
-    )  # fmt: skip
-    return True
-
-
 def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
     incident = store.get(conn, IncidentRow, run.subject_id)
     if incident is None or incident.status == "closed":
@@ -240,18 +91,18 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
             if missing is not None and facts.get("owner_told"):
                 return Aim(move="wait", waits_for=missing.waits_for, wake_at=missing.until)
             if missing is not None:
-                return _reach("owner_told")
+                return reach("owner_told")
             if not facts.get("owner_told") and "denied_since" in run.body:
                 # What contains the fault is denied for now: the owner hears of it all the same.
-                return _reach("owner_told")
+                return reach("owner_told")
             if not (facts.get("fault_contained") and facts.get("owner_told")):
-                return _reach("fault_contained", "owner_told")
+                return reach("fault_contained", "owner_told")
             return _recovering(
                 crew, run, spec, outcome="quarantined" if incident.body.get("quarantined") else "arrived"
             )
         case "serving_fault":
             if not facts.get("serving_healthy"):
-                return _reach("serving_healthy")
+                return reach("serving_healthy")
             return _recovering(crew, run, spec, outcome="recovered")
         case "bad_release":
             # The rollout's own run takes the version off: this one sees to it that health comes back.
@@ -268,12 +119,12 @@ def _world_aim(run: RunRow, spec: ModelSpec) -> Aim:
     facts = run.facts
     if spec.outcomes != "affected":
         if not facts.get("remedy_known"):
-            return _reach("remedy_known")
+            return reach("remedy_known")
         if not facts.get("training_justified"):
             return Aim(move="end", outcome="not_remediable")
     if facts.get("gates_evaluated") and not facts.get("gates_cleared"):
         return Aim(move="end", outcome="gates_failed")
-    return _reach("serving_better_model")
+    return reach("serving_better_model")
 
 
 def end_run(crew: Crew, conn: Connection, run: RunRow, outcome: str, *, fence: Fence) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from agents import ahead
 from agents.base import Situation
+from orchestrator.aims import call_off
 from orchestrator.context import Foreseen
 from orchestrator.crew import Crew
 from orchestrator.gate import Ruling, foresee, key_of
-from orchestrator.runs import call_off
 from orchestrator.situation import situation_of
 from state import store
 from state.plans import ActionKind, Proposal
