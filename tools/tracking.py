@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ with warnings.catch_warnings():
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
     from mlflow.models.signature import ModelSignature
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracking import MlflowClient
     from mlflow.types import Schema, TensorSpec
 
@@ -60,6 +62,24 @@ def embedded_uri(root: Path) -> str:
     if database.exists():
         _refuse_damaged(database)
     return f"sqlite:///{database}"
+
+
+def _make(database: Path, artifacts: Path) -> None:
+    """Make the database in one step: MLflow takes seconds for its tables, and half of them no later start repairs."""
+    if database.exists():
+        return
+    with (database.parent / ".making.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if database.exists():
+            return
+        for left in database.parent.glob(".making-*/"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=database.parent) as folder:
+            fresh = Path(folder) / database.name
+            with mlflow_errors(str(database)):
+                store = SqlAlchemyStore(f"sqlite:///{fresh}", str(artifacts))  # type: ignore[no-untyped-call]
+            store.engine.dispose()
+            fresh.rename(database)
 
 
 def _refuse_damaged(database: Path) -> None:
@@ -112,8 +132,10 @@ class Tracking:
 
     @classmethod
     def embedded(cls, root: Path) -> Tracking:
-        """The store in workspace `root`: SQLite and a folder."""
-        return cls(embedded_uri(root), artifacts=root.absolute() / "mlflow" / "artifacts")
+        """The store in workspace `root`: SQLite and a folder; made where there is none."""
+        uri, artifacts = embedded_uri(root), root.absolute() / "mlflow" / "artifacts"
+        _make(root.absolute() / "mlflow" / "mlflow.db", artifacts)
+        return cls(uri, artifacts=artifacts)
 
     def finished_outputs(self, model: str, *, key: str, package: Path) -> dict[str, Any] | None:
         """Outputs of the run that `key` finished, its package copied to `package`; None where there is none.

@@ -81,6 +81,18 @@ def tracked(package: Path, key: str = "train-1") -> TrackedRun:
     return TrackedRun(model="demo", key=key, params={"candidate": "boosting"}, outputs=OUTPUTS, package=package)
 
 
+def test_a_kill_while_the_store_is_made_leaves_nothing_that_stands_in_the_way(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from tools.tracking import Tracking; Tracking.embedded(pathlib.Path(sys.argv[1]))"
+    making = subprocess.Popen([sys.executable, "-c", code, tmp_path])
+    while not any(path.stat().st_size > 50_000 for path in tmp_path.rglob("mlflow.db")):  # 400 kB when it is done
+        assert making.poll() is None
+    making.kill()
+    making.wait()
+
+    assert list(MlflowModels.open(tmp_path).versions("demo")) == []
+    assert not list((tmp_path / "mlflow").glob(".making-*/"))
+
+
 def stored_package(root: Path, run_id: str) -> Path:
     return root / "mlflow" / "artifacts" / "demo" / run_id / "artifacts" / "package"
 
