@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
-import secrets
 import tomllib
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,10 +14,12 @@ from state import log, store
 from state.clock import WallClock
 from state.decisions import Genesis
 from state.errors import InputError
+from state.files import write_once
 from state.ids import Uuid7Source
 from state.keys import Signer, load_or_create
 from state.rows import SwitchRow
 from state.store import Database
+from tools.servers import ensure_token
 
 ROLES = ("viewer", "operator", "approver", "auditor", "admin")
 MARKER = "steady.db"
@@ -98,10 +98,7 @@ def _make_folders(home: Path) -> None:
 
 def _token(path: Path) -> str:
     """The shared secret, made once with mode 0600."""
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(secrets.token_urlsafe(32))
+    ensure_token(path)
     return path.read_text().strip()
 
 
@@ -115,10 +112,9 @@ def _approved_policy(db: Database, settings: Settings, home: Path, signer: Signe
     policy = PolicySet.load(directory)
     user = getpass.getuser()
     roles = {user: list(ROLES)}
-    roles_file = home / "roles.toml"
-    if not roles_file.exists():
-        held = ", ".join(f'"{role}"' for role in ROLES)
-        roles_file.write_text(f'# Who may do what: user of the operating system -> roles.\n"{user}" = [{held}]\n')
+    held = ", ".join(f'"{role}"' for role in ROLES)
+    text = f'# Who may do what: user of the operating system -> roles.\n"{user}" = [{held}]\n'
+    write_once(home / "roles.toml", text.encode())
     now = WallClock().now()
     with db.transaction() as conn:
         if store.get(conn, SwitchRow, "policy") is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 import subprocess
@@ -16,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from state.errors import ToolRejected, ToolUnavailable
+from state.files import write_once
 from tools.loopback import request
 from tools.ports import Endpoint
 from tools.processes import (
@@ -40,13 +40,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 def ensure_token(path: Path) -> None:
     """Make the secret that control plane and servers share, unless it is there; mode 0600."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(secrets.token_urlsafe(32) + "\n")
+    write_once(path, f"{secrets.token_urlsafe(32)}\n".encode(), mode=0o600)
 
 
 class LocalServers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import secrets
 import shutil
 import socket
 import subprocess
@@ -18,7 +20,7 @@ from console.preflight import check_port, claim
 from console.settings import Settings
 from console.specs import load_spec
 from console.wiring import this_process
-from console.workspace import Workspace, open_workspace
+from console.workspace import ROLES, Workspace, open_workspace, roles_of
 from state import leases
 from state.errors import InputError
 from tests.e2e import datasets
@@ -101,6 +103,21 @@ def test_a_damaged_workspace_is_removed(settings: Settings, workspace: Workspace
     (settings.home / "steady.db").write_bytes(b"no database" * 1000)
     demo.remove(settings)
     assert not settings.home.exists()
+
+
+def test_a_first_start_that_was_ended_while_it_made_the_secret_is_begun_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(n_bytes: int) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(secrets, "token_urlsafe", ended)
+        with pytest.raises(KeyboardInterrupt):
+            open_workspace(settings, create=True)
+    with closing(open_workspace(settings, create=True)) as workspace:
+        assert len(workspace.token) > 30
+        assert roles_of(workspace, getpass.getuser()) == list(ROLES)
 
 
 def test_a_removal_that_was_ended_in_its_midst_is_finished_and_never_taken_for_a_workspace(
