@@ -234,6 +234,13 @@ def set_halt(workspace: Workspace, on: bool, reason: str) -> None:
         )  # fmt: skip
 
 
+def halted(workspace: Workspace) -> bool:
+    """Whether the kill switch is on."""
+    with workspace.db.snapshot() as conn:
+        row = store.get(conn, SwitchRow, "halt")
+    return bool(row and row.body.get("on"))
+
+
 def set_hold(workspace: Workspace, model: str | None, held: bool, reason: str) -> str:
     """Hold one model or let it go on; nothing about a held model changes but a rollback."""
     user = require_role(workspace, "operator")

@@ -224,9 +224,12 @@ def _hold(model: str, held: bool, reason: str, json: bool, home: Path | None) ->
     workspace = _opened(home)
     try:
         name = services.set_hold(workspace, model, held, reason)
+        halted = services.halted(workspace)
     finally:
         workspace.close()
     if json:
         print_json({"model": name, "held": held})
     else:
         out.print(f"{name} is {'held' if held else 'free to change'}", markup=False)
+        if halted and not held:
+            out.print("the kill switch is on all the same; `steady halt --release` releases it", markup=False)

@@ -234,6 +234,13 @@ def test_without_the_role_nothing_is_answered_halted_or_asked(steady: Steady, ho
     assert steady("status", "--json", "--home", home).json["halted"] is False
 
 
+def test_resuming_a_model_under_the_kill_switch_says_that_it_is_still_on(steady: Steady, home: Path) -> None:
+    assert "kill switch" not in steady("resume", "parcels", "--home", home).out
+    steady("halt", "--home", home)
+    assert "`steady halt --release`" in steady("resume", "parcels", "--home", home).out
+    assert steady("halt", "--release", "--home", home).code == 0
+
+
 def test_halt_hold_and_their_inverses_show_in_status_and_log(steady: Steady, home: Path) -> None:
     assert steady("halt", "--reason", "outage", "--json", "--home", home).json == {"halted": True}
     assert steady("hold", "parcels", "--json", "--home", home).json == {"model": "parcels", "held": True}
