@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from state.spec import Bound, ManagedServing, Metric, ModelSpec
+from tools.drift.labels import LabelCounts
 from tools.drift.performance import block_loss, metric_value
 from tools.training_rows import Rows
 
@@ -36,6 +37,8 @@ class BlockLoss:
     block: str
     loss: float
     n: int
+    labels: list[list[int]] | None = None
+    """Rows and labels by score cell (`LabelCounts.cells`) of a binary task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,11 @@ def losses_by_block(scored: Scored, spec: ModelSpec) -> list[BlockLoss]:
         rows = slice(start, start + n)  # rows are in time order, so that a block is one stretch
         loss = metric_loss(spec.objective.metric, scored.label[rows], scored.score[rows], spec)
         if loss is not None:
-            losses.append(BlockLoss(block=str(name), loss=loss, n=int(n)))
+            counts = (
+                LabelCounts.of(str(name), scored.label[rows], scored.score[rows]) if spec.task == "binary" else None
+            )
+            cells = counts.cells() if counts is not None else None
+            losses.append(BlockLoss(block=str(name), loss=loss, n=int(n), labels=cells))
     return losses
 
 

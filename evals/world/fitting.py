@@ -12,6 +12,7 @@ from evals.world.truth import Floats
 from state.errors import ToolRejected
 from state.spec import ManagedServing, Metric, ModelSpec
 from tools.drift import performance
+from tools.drift.labels import LabelCounts
 from tools.drift.performance import block_loss, block_of, metric_value
 
 RIDGE = 1.0
@@ -55,6 +56,8 @@ class BlockLoss:
     loss: float
     n: int
     """Labelled rows of the block."""
+    labels: list[list[int]] | None = None
+    """Rows and labels by score cell of a binary task."""
 
 
 def fit(spec: ModelSpec, rows: pl.DataFrame) -> Fitted:
@@ -91,7 +94,11 @@ def block_losses(spec: ModelSpec, rows: pl.DataFrame, score: Floats) -> dict[str
     losses = performance.block_losses(
         spec.objective.metric, scored, block=spec.monitoring.block, threshold=threshold_of(spec)
     )
-    return {name: BlockLoss(loss=loss, n=n_rows[name]) for name, loss in losses.items()}
+    cells: dict[str, list[list[int]]] = {}
+    for (name,), part in scored.with_columns(block.alias("block")).partition_by("block", as_dict=True).items():
+        if spec.task == "binary":
+            cells[str(name)] = LabelCounts.of(str(name), part["label"], part["score"]).cells()
+    return {name: BlockLoss(loss=loss, n=n_rows[name], labels=cells.get(name)) for name, loss in losses.items()}
 
 
 def measure(spec: ModelSpec, rows: pl.DataFrame, score: Floats) -> dict[str, float]:

@@ -111,7 +111,10 @@ class WorldPipelines:
             "chosen": chosen.name,
             "n_rows": rows.height,
             "holdout_rows": newer.height,
-            "reference_blocks": [{"block": name, "loss": b.loss, "n": b.n} for name, b in losses.items()],
+            "reference_blocks": [
+                {"block": name, "loss": b.loss, "n": b.n, "labels": cast(JsonValue, b.labels)}
+                for name, b in losses.items()
+            ],
             "importance": cast(JsonValue, fitted.importance()),
             "onnx_parity_error": 0.0,
         }

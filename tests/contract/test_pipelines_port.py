@@ -113,6 +113,9 @@ def test_the_reference_is_one_loss_a_day_and_no_excluded_day(trained: PipelineRu
     assert days[-1] == "2026-02-17"
     assert "2026-02-10" not in days
     assert all(0 <= block["loss"] <= 1 and block["n"] > 0 for block in blocks)
+    # Rows and labels by score cell, which tell later whether labels still go with scores as they did.
+    assert all(sum(n for _, n, _ in block["labels"]) == block["n"] for block in blocks)
+    assert all(0 < sum(y for _, _, y in block["labels"]) < block["n"] for block in blocks)
 
 
 def test_a_run_is_found_by_a_new_process_and_a_repeat_returns_it(bench: Bench, trained: PipelineRun) -> None:

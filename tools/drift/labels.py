@@ -47,6 +47,18 @@ class LabelCounts:
         y = np.bincount(cell[labels[known] >= 0.5], minlength=N_CELLS)
         return cls(block=block, n=n.astype(np.int64), y=y.astype(np.int64))
 
+    @classmethod
+    def from_cells(cls, block: str, cells: Sequence[Sequence[int]]) -> LabelCounts:
+        """What `cells` wrote down."""
+        n, y = np.zeros((2, N_CELLS), dtype=np.int64)
+        for cell, rows, positive in cells:
+            n[cell], y[cell] = rows, positive
+        return cls(block=block, n=n, y=y)
+
+    def cells(self) -> list[list[int]]:
+        """[cell, rows, labels of class 1] of the cells that hold any, as JSON."""
+        return [[int(cell), int(self.n[cell]), int(self.y[cell])] for cell in np.flatnonzero(self.n)]
+
     @property
     def n_rows(self) -> int:
         return int(self.n.sum())

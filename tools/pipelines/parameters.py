@@ -4,7 +4,8 @@ Every pipeline: `root` (the workspace: a folder, or a URI on a cluster), `spec` 
 time, or "" for the recipe's window), `as_of` (labels known by then), `excluded_days` (ISO dates), `seed`.
 `train` adds `end`, `key`, `tracking_uri` ("" for the MLflow embedded in `root`) and returns `mlflow_run_id, package,
 package_sha256, metrics, cv, gates, candidates, chosen, n_rows, holdout_rows, data_sha256, trained_from, trained_until,
-reference_blocks, importance, onnx_parity_error`.
+reference_blocks, importance, onnx_parity_error`; a reference block has `block, loss, n` and, of a binary task, `labels`:
+rows and labels of class 1 by score cell (`LabelCounts.cells`), out of sample like its loss.
 `backtest` adds `fit_until` (the recipe is fitted on rows before it), `compare_from`, `compare_until`,
 `champion_package` (a folder, or ""), `challenger_package` (a folder scored in the place of a fit, or ""),
 `recipe_candidate` (a candidate's name, or "" for the best one) and returns `metric, candidate, blocks, metrics,
