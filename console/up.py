@@ -153,7 +153,8 @@ def _manage(running: Running, loaded: LoadedSpec) -> None:
             Commanded(
                 **crew.stamp(), model=spec.model, actor='User::"spec"', command="model_added",
                 summary=f"{spec.model} is managed from now on, for {spec.owner}: {goal.text}.",
-                details={"spec_sha256": loaded.sha256},
+                details={"spec_sha256": loaded.sha256, "goal_id": goal.id, "goal": goal.goal, "text": goal.text,
+                         "asked_by": goal.asked_by},
             ),
         )  # fmt: skip
 

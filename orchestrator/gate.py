@@ -328,4 +328,7 @@ def _approval_record(
         **crew.stamp(), model=row.model, run_id=row.run_id, actor='System::"gate"',
         summary=f"Approval {row.id} for {row.action}: {change}.", approval_id=row.id, change=change, action=row.action,
         action_key=row.action_key, roles=row.roles, reason=reason,
+        args=row.args if change == "asked" else None,
+        binding_sha256=row.binding_sha256 if change == "asked" else None,
+        expires_at=row.expires_at if change in ("asked", "approved") else None,
     )  # fmt: skip

@@ -206,6 +206,7 @@ def _end_goal(crew: Crew, conn: Connection, run: RunRow, outcome: str, fence: Fe
     observe(
         crew, conn, model=run.model, topic="health", verdict=outcome, run_id=run.id,
         summary=f"The goal {goal.text!r} ended: {outcome.replace('_', ' ')}.",
+        details={"goal_id": goal.id, "status": goal.status},
     )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def _open(
         IncidentChanged(
             **crew.stamp(), model=spec.model, run_id=run.id, incident_id=incident.id, actor='Agent::"monitoring"',
             summary=f"{incident.title}: {signal.text}. Diagnosis: {diagnosis.cause.replace('_', ' ')}.",
-            change="opened", cause=diagnosis.cause, evidence_ids=signal.evidence_ids,
+            change="opened", cause=diagnosis.cause, title=incident.title, evidence_ids=signal.evidence_ids,
         ),
     )  # fmt: skip
     crew.say("monitoring", f"incident: {signal.text} - {diagnosis.cause.replace('_', ' ')}")

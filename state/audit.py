@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from state import log
-from state.audit_checks import RecordCheck, check_actions, check_approvals, check_roots, open_notes
+from state.audit_checks import RecordCheck, check_actions, check_approvals, check_roots
+from state.audit_keys import check_keys, open_notes, ring_of
 from state.audit_sources import (
     Item,
     StoredAction,
     StoredNote,
     StoredRecord,
+    StoredRow,
     Tail,
     database_items,
     export_items,
@@ -27,6 +29,7 @@ from state.audit_sources import (
 from state.database import Database
 from state.decisions import Genesis
 from state.errors import InputError
+from state.keyring import KeyRing
 from state.keys import NoteError, Verifier
 
 
@@ -77,17 +80,22 @@ def export(db: Database, path: Path) -> int:
     return n_records
 
 
-def verify(source: Database | Path, checkpoints_dir: Path | None, vkey: str | None) -> AuditResult:
-    """Check every record, checkpoint and action of a database or of an export alone.
+def verify(
+    source: Database | Path, checkpoints_dir: Path | None, vkey: str | Sequence[str] | None
+) -> AuditResult:  # fmt: skip
+    """Check every record, checkpoint and action, and the rows that repeat them, of a database or of an export alone.
 
     `checkpoints_dir` is the second place: without it, a log that was cut short together with its checkpoints
-    looks whole. `vkey` is the public key as handed over at some earlier time; without it, the key that the
-    log itself names is taken, which somebody who replaced the whole log would have replaced too.
+    looks whole. `vkey` is the public key as handed over at some earlier time, or several where it was changed since;
+    without it, the key that the log itself names is taken, which somebody who replaced the whole log would have
+    replaced too.
 
     Raises:
         InputError: the database, the export, the second place or the key cannot be read.
     """
-    verifier = None if vkey is None else _verifier(vkey)
+    given = [] if vkey is None else [vkey] if isinstance(vkey, str) else list(vkey)
+    for key in given:
+        _check_key(key)
     # The second place is read first: whatever it holds was committed before.
     second = [] if checkpoints_dir is None else second_place_notes(checkpoints_dir)
     look = _Look()
@@ -98,11 +106,11 @@ def verify(source: Database | Path, checkpoints_dir: Path | None, vkey: str | No
         named = export_vkey(source)
         tail = Tail()
         look.take(export_items(source, tail))
-        look.records.signing_key = look.records.signing_key or named
+        if named is not None and not look.records.named:
+            look.records.named.append((-1, named))
         look.problems += [tail.problem] if tail.problem else []
-    if verifier is None:
-        verifier = look.own_verifier()
-    return look.judge(second, checkpoints_dir, verifier)
+        look.has_rows = tail.has_rows
+    return look.judge(second, checkpoints_dir, given)
 
 
 class _Look:
@@ -112,6 +120,8 @@ class _Look:
         self.records = RecordCheck()
         self.stored: list[StoredNote] = []
         self.actions: list[StoredAction] = []
+        self.rows: list[StoredRow] = []
+        self.has_rows = True
         self.problems: list[str] = []
         self.notes: list[str] = []
 
@@ -121,32 +131,40 @@ class _Look:
                 self.records.add(item)
             elif isinstance(item, StoredNote):
                 self.stored.append(item)
-            else:
+            elif isinstance(item, StoredAction):
                 self.actions.append(item)
+            else:
+                self.rows.append(item)
 
-    def own_verifier(self) -> Verifier | None:
-        """What the log itself says it was signed with."""
-        if self.records.signing_key is None:
-            return None
-        self.notes.append("Signatures were checked with the key that the log itself names: compare it with yours.")
+    def _ring(self, given: list[str]) -> KeyRing | None:
+        """The keys that notes are opened with; without a given one, those that the log itself names."""
+        if not given and self.records.named:
+            self.notes.append("Signatures were checked with the key that the log itself names: compare it with yours.")
         try:
-            return Verifier(self.records.signing_key)
+            return ring_of(self.records.named, given)
         except NoteError as exc:
             self.problems.append(f"the key that the log names is no public key: {exc}")
             return None
 
-    def judge(self, second: list[StoredNote], folder: Path | None, verifier: Verifier | None) -> AuditResult:
+    def judge(self, second: list[StoredNote], folder: Path | None, given: list[str]) -> AuditResult:
         n_records, n_proven = len(self.records.hashes), 0
+        ring = self._ring(given)
         problems = [*self.problems, *self.records.problems]
-        if verifier is not None:
-            signed, bad_notes = open_notes([*second, *self.stored], verifier)
+        if ring is not None:
+            signed, bad_notes = open_notes([*second, *self.stored], ring)
             n_proven, bad_roots = check_roots(self.records.hashes, signed)
-            problems += bad_notes + bad_roots
+            bad_keys, notes = check_keys(self.records.named, given, ring, [*second, *self.stored], signed)
+            problems += bad_notes + bad_roots + bad_keys
+            self.notes += notes
         elif self.stored or second:
             problems.append("no public key is given and the log names none: no signature can be checked")
         if folder is not None:
             problems += self._missing_in(folder, second)
         problems += check_actions(self.actions, self.records) + check_approvals(self.records)
+        if self.has_rows:
+            problems += self.records.rows.check(self.rows)
+        else:
+            self.notes.append("The export is of format 1: incidents, questions, goals and rollouts are not in it.")
         if n_proven < n_records:
             self.notes.append(f"{n_records - n_proven} of {n_records} records are not covered by a valid checkpoint.")
         if folder is None:
@@ -169,9 +187,9 @@ class _Look:
         ]
 
 
-def _verifier(vkey: str) -> Verifier:
+def _check_key(vkey: str) -> None:
     try:
-        return Verifier(vkey)
+        Verifier(vkey)
     except NoteError as exc:
         raise InputError(
             f"not a public key: {exc}", remedy="Give `signing_key` of record 0, as taken down at the first start"

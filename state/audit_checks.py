@@ -10,12 +10,13 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from state import ledger, log
-from state.audit_sources import StoredAction, StoredNote, StoredRecord
+from state.audit_rows import RowCheck
+from state.audit_sources import StoredAction, StoredRecord
 from state.canonical import canonical_json
 from state.clock import utc
-from state.decisions import ActionChanged, ActionDecided, AnyDecision, ApprovalChanged, Genesis
+from state.decisions import ActionChanged, ActionDecided, AnyDecision, ApprovalChanged, Genesis, KeyChanged
 from state.errors import SteadyError
-from state.keys import Checkpoint, NoteError, Verifier
+from state.keys import Checkpoint
 from state.merkle import CompactRange, leaf_hash
 from state.rows import ActionRow
 
@@ -26,8 +27,9 @@ class RecordCheck:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.hashes: list[bytes] = []
-        self.signing_key: str | None = None
-        """What the first genesis record names."""
+        self.named: list[tuple[int, str]] = []
+        """Index of every record that names a signing key, and the key."""
+        self.rows = RowCheck()
         self.decided: dict[str, list[tuple[int, ActionDecided]]] = defaultdict(list)
         self.changed: dict[str, list[tuple[int, ActionChanged]]] = defaultdict(list)
         self.approved: dict[str, list[tuple[int, ApprovalChanged]]] = defaultdict(list)
@@ -41,9 +43,10 @@ class RecordCheck:
         self.hashes.append(hashed)
         if hashed.hex() != record.leaf_sha256:
             self._problem(record.index, "was edited: its bytes do not have the leaf hash that was stored with them")
-        decision = self._parse(record)
-        if decision is None:
+        parsed = self._parse(record)
+        if parsed is None:
             return
+        decision, leaf_format = parsed
         first = self._ids.setdefault(decision.decision_id, record.index)
         if first != record.index:
             self._problem(record.index, f"was inserted: its id {decision.decision_id} is that of record {first}")
@@ -53,6 +56,7 @@ class RecordCheck:
             if stored != said:
                 self._problem(record.index, f"was edited: column {name} is {stored!r}, and the record says {said!r}")
         self._remember(record.index, decision)
+        self.rows.add(record.index, decision, leaf_format=leaf_format)
 
     def _order(self, index: int) -> None:
         if index > self._expected:
@@ -61,20 +65,23 @@ class RecordCheck:
             self._problem(index, f"is out of order: record {self._expected} was due")
         self._expected = index + 1
 
-    def _parse(self, record: StoredRecord) -> AnyDecision | None:
+    def _parse(self, record: StoredRecord) -> tuple[AnyDecision, int] | None:
         try:
             decision = log.parse_leaf(record.leaf)
-            canonical = canonical_json(json.loads(record.leaf)) == record.leaf
+            content = json.loads(record.leaf)
+            canonical = canonical_json(content) == record.leaf
         except (ValueError, SteadyError, RecursionError) as exc:
             self._problem(record.index, f"is not a decision record: {_first_line(exc)}")
             return None
         if not canonical:
             self._problem(record.index, "was edited: it is not canonical JSON")
-        return decision
+        return decision, int(content["format"])
 
     def _remember(self, index: int, decision: AnyDecision) -> None:
-        if isinstance(decision, Genesis) and self.signing_key is None:
-            self.signing_key = decision.signing_key
+        if isinstance(decision, Genesis) and not self.named:
+            self.named.append((index, decision.signing_key))
+        elif isinstance(decision, KeyChanged):
+            self.named.append((index, decision.new_key))
         elif isinstance(decision, ActionDecided):
             self.decided[decision.action_key].append((index, decision))
         elif isinstance(decision, ActionChanged):
@@ -84,24 +91,6 @@ class RecordCheck:
 
     def _problem(self, index: int, what: str) -> None:
         self.problems.append(f"record {index} {what}")
-
-
-def open_notes(notes: Iterable[StoredNote], verifier: Verifier) -> tuple[dict[int, Checkpoint], list[str]]:
-    """The checkpoints whose signature holds, by size, and what is wrong with the others."""
-    signed: dict[int, Checkpoint] = {}
-    problems = []
-    for note in notes:
-        where = f"checkpoint over {note.size} records in {note.where}"
-        try:
-            checkpoint = verifier.checkpoint(note.note)
-        except NoteError as exc:
-            problems.append(f"{where}: {exc}")
-            continue
-        if checkpoint.size != note.size:
-            problems.append(f"{where}: it covers {checkpoint.size} records")
-        elif signed.setdefault(note.size, checkpoint).root != checkpoint.root:
-            problems.append(f"{where}: another one with a different root hash was signed, so the log was forked")
-    return signed, problems
 
 
 def check_roots(hashes: list[bytes], signed: Mapping[int, Checkpoint]) -> tuple[int, list[str]]:

@@ -13,9 +13,14 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from state import log
 from state.errors import InputError
-from state.tables import actions, decisions, log_checkpoints
+from state.tables import ROW_TABLES, actions, decisions, log_checkpoints
 
-EXPORT_FORMAT = 1
+EXPORT_FORMAT = 2
+READABLE = (1, 2)
+"""Formats that are read. 1 has no rows but the ledger's."""
+COMPARED = ("incidents", "approvals", "goals", "rollouts", "models", "switches")
+"""Tables whose rows repeat what the log says; of the switches, those of people."""
+SWITCHES = ("halt", "policy")
 FIRST_INDEX = -(2**62)
 """Below any index that a hand could have given a record to hide it before the first."""
 
@@ -45,7 +50,16 @@ class StoredAction:
     """The action's columns but `log_index`, with `body` still in JSON."""
 
 
-Item: TypeAlias = StoredRecord | StoredNote | StoredAction
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRow:
+    """A row that repeats what the log says, for people and queries."""
+
+    table: str
+    fields: Mapping[str, Any]
+    """Its columns, with `body` still in JSON."""
+
+
+Item: TypeAlias = StoredRecord | StoredNote | StoredAction | StoredRow
 
 
 @dataclass(slots=True)
@@ -54,10 +68,12 @@ class Tail:
 
     problem: str | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    has_rows: bool = True
+    """Whether its format carries rows beside the ledger's."""
 
 
 def database_items(conn: sa.Connection) -> Iterator[Item]:
-    """Everything of the log and the ledger in one snapshot: records in order, then checkpoints, then actions."""
+    """Log, ledger and compared rows in one snapshot: records in order, then checkpoints, actions and other rows."""
     columns = [decisions.c[name] for name in log.COLUMNS]
     for found in log.stored(conn, decisions.c.leaf, decisions.c.leaf_sha256, *columns, first=FIRST_INDEX):
         values = {name: found._mapping[name] for name in log.COLUMNS}
@@ -67,6 +83,23 @@ def database_items(conn: sa.Connection) -> Iterator[Item]:
     for found in conn.execute(sa.select(actions).order_by(actions.c.log_index, actions.c.id)):
         fields = dict(found._mapping)
         yield StoredAction(key=found.id, log_index=fields.pop("log_index"), fields=fields)
+    for name in COMPARED:
+        table = ROW_TABLES[name]
+        for found in conn.execute(sa.select(table).order_by(table.c.id)):
+            if name != "switches" or found.id in SWITCHES:
+                yield StoredRow(table=name, fields=_fields(name, found))
+
+
+def _fields(table: str, found: sa.Row[Any]) -> dict[str, Any]:
+    """The row as it stands; of a model only what people decide about it, for its spec is data of the team's own."""
+    fields = dict(found._mapping)
+    if table == "models":
+        try:
+            body = json.loads(fields["body"])
+            fields["body"] = json.dumps({"held": body["held"]})
+        except (ValueError, TypeError, KeyError):  # damaged: the audit says so
+            pass
+    return fields
 
 
 class _Part(BaseModel):
@@ -94,6 +127,11 @@ class _Action(_Part):
     fields: dict[str, Any]
 
 
+class _Row(_Part):
+    table: str
+    fields: dict[str, Any]
+
+
 class _Line(_Part):
     """Exactly one of these a line."""
 
@@ -101,6 +139,7 @@ class _Line(_Part):
     record: _Record | None = None
     checkpoint: _Checkpoint | None = None
     action: _Action | None = None
+    row: _Row | None = None
     end: dict[str, int] | None = None
 
 
@@ -109,7 +148,7 @@ _LINE = TypeAdapter(_Line)
 
 def export_lines(items: Iterator[Item], vkey: str | None) -> Iterator[str]:
     """The lines of an export: JSON objects of one key, the leaf as a string of its exact text."""
-    counts = {"record": 0, "checkpoint": 0, "action": 0}
+    counts = {"record": 0, "checkpoint": 0, "action": 0, "row": 0}
     yield _line("export", {"format": EXPORT_FORMAT, "vkey": vkey})
     for item in items:
         if isinstance(item, StoredRecord):
@@ -120,9 +159,12 @@ def export_lines(items: Iterator[Item], vkey: str | None) -> Iterator[str]:
         elif isinstance(item, StoredNote):
             kind = "checkpoint"
             yield _line(kind, {"size": item.size, "note": item.note})
-        else:
+        elif isinstance(item, StoredAction):
             kind = "action"
             yield _line(kind, {"log_index": item.log_index, "fields": dict(item.fields)})
+        else:
+            kind = "row"
+            yield _line(kind, {"table": item.table, "fields": dict(item.fields)})
         counts[kind] += 1
     yield _line("end", counts)
 
@@ -133,7 +175,7 @@ def export_items(path: Path, tail: Tail) -> Iterator[Item]:
     Raises:
         InputError: the file cannot be read, or a line is not one of an export.
     """
-    counts = {"record": 0, "checkpoint": 0, "action": 0}
+    counts = {"record": 0, "checkpoint": 0, "action": 0, "row": 0}
     ended: dict[str, int] | None = None
     for number, line in _lines(path):
         if (number == 1) != (line.export is not None) or ended is not None:
@@ -150,6 +192,12 @@ def export_items(path: Path, tail: Tail) -> Iterator[Item]:
             counts["action"] += 1
             fields = line.action.fields
             yield StoredAction(key=str(fields.get("id")), log_index=line.action.log_index, fields=fields)
+        elif line.row:
+            counts["row"] += 1
+            yield StoredRow(table=line.row.table, fields=line.row.fields)
+        elif line.export and line.export.format == 1:
+            tail.has_rows = False
+            del counts["row"]
         ended = line.end
     tail.counts = counts
     if ended != counts:
@@ -161,8 +209,9 @@ def export_vkey(path: Path) -> str | None:
     for _, line in _lines(path):
         if line.export is None:
             raise _not_export(path, 1, "it does not open an export")
-        if line.export.format != EXPORT_FORMAT:
-            raise _not_export(path, 1, f"format {line.export.format} is not {EXPORT_FORMAT}")
+        if line.export.format not in READABLE:
+            known = " or ".join(map(str, READABLE))
+            raise _not_export(path, 1, f"format {line.export.format} is not {known}")
         return line.export.vkey
     raise _not_export(path, 1, "the file is empty")
 

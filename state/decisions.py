@@ -6,7 +6,7 @@ A record is appended once and never edited. Stored data carries the `kind` strin
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
@@ -53,10 +53,36 @@ class Observed(Decision):
     details: dict[str, JsonValue] = {}
 
 
+class PolicyApproved(Decision):
+    """A person approved a changed policy set: from here on it is the one that is asked."""
+
+    kind: Literal["policy_approved"] = "policy_approved"
+    old_sha256: str
+    policy_sha256: str
+    added: list[str]
+    """Ids of policies that the old set did not have."""
+    changed: list[str]
+    removed: list[str]
+    schema_changed: bool
+    comment: str = ""
+
+
+class KeyChanged(Decision):
+    """A person gave the log another signing key: checkpoints that cover this record are signed with it."""
+
+    kind: Literal["key_changed"] = "key_changed"
+    old_key: str
+    new_key: str
+    """Public keys in the vkey form."""
+    reason: str
+
+
 class IncidentChanged(Decision):
     kind: Literal["incident_changed"] = "incident_changed"
     change: Literal["opened", "joined", "rediagnosed", "closed"]
     cause: str
+    title: str | None = None
+    """Of an incident that opens."""
     resolution: str | None = None
     evidence_ids: list[str] = []
 
@@ -80,6 +106,8 @@ class ActionDecided(Decision):
     facts_sha256: str
     policy_sha256: str
     approval_id: str | None = None
+    prior: dict[str, JsonValue] | None = None
+    """What an undo would need, of an action that was committed; None in records of format 1."""
     evidence_ids: list[str] = []
 
 
@@ -102,6 +130,12 @@ class ApprovalChanged(Decision):
     action_key: str
     roles: list[str]
     reason: str = ""
+    args: dict[str, JsonValue] | None = None
+    """What was asked about, of a question."""
+    binding_sha256: str | None = None
+    """What an answer is good for, of a question."""
+    expires_at: AwareDatetime | None = None
+    """When the question or the unused answer lapses, where the record sets that time."""
 
 
 class Commanded(Decision):
@@ -113,9 +147,21 @@ class Commanded(Decision):
 
 
 AnyDecision: TypeAlias = Annotated[
-    Genesis | Observed | IncidentChanged | ActionDecided | ActionChanged | ApprovalChanged | Commanded,
+    Genesis
+    | PolicyApproved
+    | KeyChanged
+    | Observed
+    | IncidentChanged
+    | ActionDecided
+    | ActionChanged
+    | ApprovalChanged
+    | Commanded,
     Field(discriminator="kind"),
 ]
+KINDS: tuple[str, ...] = tuple(
+    get_args(item.model_fields["kind"].annotation)[0] for item in get_args(get_args(AnyDecision)[0])
+)
+"""What a record may be."""
 DECISIONS: TypeAdapter[AnyDecision] = TypeAdapter(AnyDecision)
 
 

@@ -129,8 +129,15 @@ class Signer:
 
     def sign(self, text: str) -> str:
         """The signed note; the same text gives the same note."""
+        return f"{text}\n{self._line(text)}"
+
+    def cosign(self, note: str) -> str:
+        """The note with this key's signature beside those that it has."""
+        return note + self._line(note.rpartition("\n\n")[0] + "\n")
+
+    def _line(self, text: str) -> str:
         signature = base64.b64encode(self._id + self._key.sign(text.encode())).decode()
-        return f"{text}\n— {self.name} {signature}\n"
+        return f"— {self.name} {signature}\n"
 
     def verifier(self) -> Verifier:
         return Verifier(self.vkey)

@@ -66,7 +66,7 @@ def commit(
     fence: Fence,
     at: datetime,
 ) -> CommittedIntent:
-    """Store the intent and its allowing decision in the caller's transaction.
+    """Store the intent and its allowing decision, which gets `prior`, in the caller's transaction.
 
     A key that is stored already gives its intent again, taken over into the fence's epoch, and adds nothing.
     Do not act before the transaction has committed.
@@ -96,6 +96,7 @@ def commit(
         epoch=fence.epoch,
         created_at=at,
     )
+    decision = decision.model_copy(update={"prior": row.prior})
     mismatch = commit_mismatch(row, decision)
     if mismatch:
         raise TerminalError(f"action {proposal.kind} {key}: {'; '.join(mismatch)}")
@@ -183,11 +184,20 @@ def commit_mismatch(row: ActionRow, decision: ActionDecided) -> list[str]:
         "facts_sha256": (row.facts_sha256, decision.facts_sha256),
         "policy_sha256": (row.policy_sha256, decision.policy_sha256),
         "approval_id": (row.approval_id, decision.approval_id),
+        "prior": (row.prior, row.prior if decision.prior is None else decision.prior),
+        "evidence_ids": (row.evidence_ids, decision.evidence_ids),
+        "agent": (row.agent, _agent_of(decision.principal) or row.agent),
         "created_at": (row.created_at, decision.at),
         "model": (row.model, decision.model or row.model),
         "run_id": (row.run_id, decision.run_id or row.run_id),
     }
     return [f"{name} is {found!r}, not {expected!r}" for name, (found, expected) in pairs.items() if found != expected]
+
+
+def _agent_of(principal: str) -> str | None:
+    """The agent's name in `Agent::"name"`."""
+    kind, _, name = principal.partition("::")
+    return name.strip('"') if kind == "Agent" else None
 
 
 def get(conn: sa.Connection, key: str) -> ActionRow | None:

@@ -15,14 +15,18 @@ import sqlalchemy as sa
 
 from state.canonical import canonical_json
 from state.database import Database, insert
-from state.decisions import DECISIONS, AnyDecision, Decision
+from state.decisions import DECISIONS, AnyDecision, Decision, Genesis, KeyChanged
 from state.errors import InputError
 from state.files import write_once
-from state.keys import Checkpoint, Signer, Verifier
+from state.keyring import KeyRing
+from state.keys import Checkpoint, NoteError, Signer
 from state.merkle import CompactRange, leaf_hash
 from state.tables import decisions, log_checkpoints
 
-LEAF_FORMAT = 1
+LEAF_FORMAT = 2
+READABLE = (1, 2)
+"""Formats that are read. 2 adds what format 1 left to the rows: an action's `prior`, a question's args, binding and
+expiry, an incident's title, and the kinds `policy_approved` and `key_changed`."""
 COLUMNS = ("decision_id", "kind", "model", "incident_id", "run_id", "at")
 """Fields of a record that are also columns of `decisions`."""
 PAGE = 2_000
@@ -73,11 +77,11 @@ def parse_leaf(leaf: bytes) -> AnyDecision:
     """The record in a leaf.
 
     Raises:
-        ValueError: not a leaf of this format.
+        ValueError: not a leaf of a format that is read.
     """
     content = json.loads(leaf)
-    if not isinstance(content, dict) or set(content) != {"format", "record"} or content["format"] != LEAF_FORMAT:
-        raise ValueError(f"not a leaf of format {LEAF_FORMAT}")
+    if not isinstance(content, dict) or set(content) != {"format", "record"} or content["format"] not in READABLE:
+        raise ValueError(f"not a leaf of format {' or '.join(map(str, READABLE))}")
     return DECISIONS.validate_python(content["record"])
 
 
@@ -128,19 +132,37 @@ def _entry(index: int, leaf: bytes) -> LogEntry:
         ) from exc
 
 
-def checkpoint(db: Database, signer: Signer, second_place: Path) -> Checkpoint:
+def signing_keys(conn: sa.Connection) -> list[tuple[int, str]]:
+    """Index and vkey of every record that names a signing key: the first one, and each change of it.
+
+    Raises:
+        InputError: one of these records is damaged.
+    """
+    named: list[tuple[int, str]] = []
+    for entry in [*read(conn, kind="genesis", limit=1), *read(conn, kind="key_changed")]:
+        match entry.decision:
+            case Genesis(signing_key=vkey) | KeyChanged(new_key=vkey):
+                named.append((entry.index, vkey))
+            case _:  # somebody changed the column that queries go by
+                pass
+    return named
+
+
+def checkpoint(db: Database, signer: Signer, second_place: Path, *, vouched_by: Signer | None = None) -> Checkpoint:
     """Sign the log as it stands and keep the note in the database and as `second_place/<size>.txt`.
 
     Costs one hash per record since the last checkpoint. The file comes first: a note in the database is
-    always in the second place too, and a killed call is completed by the next one.
+    always in the second place too, and a killed call is completed by the next one. `vouched_by` is the key before a
+    change: its signature beside the new one carries trust from the one to the other.
 
     Raises:
-        InputError: the log does not extend what was signed before, so signing it would cover up tampering.
+        InputError: the log does not extend what was signed before, so signing it would cover up tampering; or the log
+            names another key.
     """
-    verifier = signer.verifier()
     with db.snapshot() as conn:
-        tree = _last_signed(conn, verifier)
-        signed = _signed_since(second_place, tree.size, verifier)
+        ring = _ring(conn, signer)
+        tree = _last_signed(conn, ring)
+        signed = _signed_since(second_place, tree.size, ring)
         _compare(tree, signed)
         for leaf_sha256 in _leaf_hashes(conn, tree.size):
             tree.append(leaf_sha256)
@@ -149,6 +171,8 @@ def checkpoint(db: Database, signer: Signer, second_place: Path) -> Checkpoint:
         raise _not_extended(f"it has {tree.size} records, and {max(signed)} were signed")
     made = Checkpoint(origin=signer.name, size=tree.size, root=tree.root())
     note = signer.sign(made.text)
+    if vouched_by is not None:
+        note = vouched_by.cosign(note)
     write_once(second_place / f"{made.size}.txt", note.encode())
     frontier = json.dumps([subtree.hex() for subtree in tree.frontier])
     with db.transaction() as conn:
@@ -160,14 +184,29 @@ def checkpoint(db: Database, signer: Signer, second_place: Path) -> Checkpoint:
     return made
 
 
-def _last_signed(conn: sa.Connection, verifier: Verifier) -> CompactRange:
+def _ring(conn: sa.Connection, signer: Signer) -> KeyRing:
+    named = signing_keys(conn)
+    if not named:
+        return KeyRing([(-1, signer.vkey)])
+    if named[-1][1] != signer.vkey:
+        raise InputError(
+            f"the decision log names the signing key {named[-1][1]}, and this one is {signer.vkey}",
+            remedy="Restore that key's file from a backup, or make the change a decision with `steady audit new-key`",
+        )
+    try:
+        return KeyRing(named)
+    except NoteError as exc:
+        raise _not_extended(f"a record names a key that is none: {exc}") from exc
+
+
+def _last_signed(conn: sa.Connection, ring: KeyRing) -> CompactRange:
     """The tree of the newest stored checkpoint, or an empty one where that row is missing or does not hold up."""
     newest = sa.select(log_checkpoints).order_by(log_checkpoints.c.size.desc()).limit(1)
     stored = conn.execute(newest).one_or_none()
     if stored is None:
         return CompactRange()
     try:
-        signed = verifier.checkpoint(stored.note)
+        signed = ring.checkpoint(stored.note, stored.size)
         tree = CompactRange(signed.size, [bytes.fromhex(subtree) for subtree in json.loads(stored.frontier)])
     except (ValueError, TypeError):
         return CompactRange()
@@ -178,14 +217,14 @@ def _last_signed(conn: sa.Connection, verifier: Verifier) -> CompactRange:
     return tree
 
 
-def _signed_since(second_place: Path, first_size: int, verifier: Verifier) -> dict[int, Checkpoint]:
+def _signed_since(second_place: Path, first_size: int, ring: KeyRing) -> dict[int, Checkpoint]:
     """Checkpoints in the second place over at least `first_size` records, by size."""
     found = {}
     for path in second_place.glob("*.txt"):
         if not path.stem.isdigit() or int(path.stem) < first_size:
             continue
         try:
-            checkpoint = verifier.checkpoint(path.read_text(encoding="utf-8"))
+            checkpoint = ring.checkpoint(path.read_text(encoding="utf-8"), int(path.stem))
         except (OSError, ValueError) as exc:
             raise InputError(
                 f"{path} is not a checkpoint of this log: {exc}",

@@ -23,7 +23,7 @@ from state.errors import ToolRejected, ToolUnavailable
 from state.ids import Uuid7Source
 from state.leases import Fence
 from state.plans import ActionKind, Proposal
-from state.rows import ApprovalRow, BlockRow, EvidenceRow, IncidentRow, Row, RunRow, SignalRow
+from state.rows import ApprovalRow, BlockRow, EvidenceRow, IncidentRow, RolloutRow, Row, RunRow, SignalRow
 from state.spec import ModelSpec
 from tests.tools.control_rows import DELAY, START, package_of, rows_of, spec_of
 from tools.data import WorkspaceData, traffic
@@ -174,12 +174,13 @@ class Replayed:
         decided = ActionDecided(
             decision_id=IDS.new_id(), summary=f"{kind}: allow", action=kind, action_key=key, args=args, verdict="allow",
             rules=["told"], reason="as told", principal='Agent::"deployment"', resource={}, facts={},
-            facts_sha256=digest({}), policy_sha256="p", **common,
+            facts_sha256=digest({}), policy_sha256=self.workspace.policy.sha256, **common,
         )  # fmt: skip
         with self.workspace.db.transaction() as conn:
             ledger.commit(
-                conn, wanted, key=key, attempt=1, prior={}, facts_sha256=decided.facts_sha256, policy_sha256="p",
-                approval_id=None, run_id=run, decision=decided, fence=self.fence, at=at,
+                conn, wanted, key=key, attempt=1, prior={}, facts_sha256=decided.facts_sha256,
+                policy_sha256=decided.policy_sha256, approval_id=None, run_id=run, decision=decided, fence=self.fence,
+                at=at,
             )  # fmt: skip
             states: list[Literal["acting", "done", "verified"]] = ["acting", "done", "verified"]
             for state in states:
@@ -239,15 +240,21 @@ def _service(it: Replayed) -> None:
     it.act("train_candidates", START, subject="keep", run="first", args={"seed": 42}, observed={"chosen": "linear"})
     it.act("promote", START, subject="keep", run="first", args={"version": "1", "previous": None})
     it.run("r2", "incident", "aged", START + 12 * DAY, outcome="recovered", facts={"candidate": "2"})
+    way = {"version": "2", "rollout": "r"}
+    it.put(
+        RolloutRow(
+            id="r", model="parcels", status="completed", candidate="2", stable="1", phase="completed", started_at=START
+        )
+    )
     at_12, at_13, at_15 = (START + n * DAY for n in (12, 13, 15))
-    it.act("shift_traffic", at_12, subject="aged", run="r2", args={"version": "2", "weights": {"1": 95, "2": 5}})
-    it.act("run_ab_test", at_13, subject="aged", run="r2", args={"version": "2", "weights": {"1": 50, "2": 50}})
+    it.act("shift_traffic", at_12, subject="aged", run="r2", args={**way, "weights": {"1": 95, "2": 5}})
+    it.act("run_ab_test", at_13, subject="aged", run="r2", args={**way, "weights": {"1": 50, "2": 50}})
     counters = {
         "1": {"n_requests": 500, "n_errors": 3, "source": "proxy/1"},
         "2": {"n_requests": 70, "n_errors": 1, "source": "proxy/2"},
     }
     it.act(
-        "promote", at_15, subject="aged", run="r2", args={"version": "2", "previous": "1"},
+        "promote", at_15, subject="aged", run="r2", args={**way, "previous": "1"},
         observed={"samples": counters},
     )  # fmt: skip
     it.run("r3", "goal", "wish", START + 19 * DAY, outcome="rolled_back", facts={"story": "errors of version 3 rose"})
@@ -277,7 +284,9 @@ def _fault(it: Replayed) -> None:
             body={"text": "weight in pounds"},
         )
     )
-    it.say(IncidentChanged, found, change="opened", cause="data_fault", summary="faulty data", incident_id="broken")
+    told: dict[str, Any] = {"cause": "data_fault", "incident_id": "broken"}
+    it.say(IncidentChanged, found, **told, change="opened", summary="faulty data", title="parcels: faulty data arrives")
+    it.say(IncidentChanged, START + 12 * DAY, **told, change="closed", resolution="quarantined", summary="sound again")
     it.act("quarantine_data", held, subject="broken", run="rb", args={"days": [FAULTY]})
     it.outcomes.quarantine("parcels", [FAULTY], reason="weight in pounds", key="q")
 
@@ -298,6 +307,10 @@ def _challengers(it: Replayed) -> None:
             incident_id="aged", evidence_ids=["e2", "seen"],
         ),
     )  # fmt: skip
+    told: dict[str, Any] = {"cause": "stale_model", "incident_id": "aged"}
+    title = "parcels: a newer fit would serve people better"
+    it.say(IncidentChanged, START + 11 * DAY, **told, change="opened", summary="a newer fit wins", title=title)
+    it.say(IncidentChanged, START + 19 * DAY, **told, change="closed", resolution="recovered", summary="health held")
     it.backtest(START + 19 * DAY, "r3", z=-2.4, verdict="lose", evidence="e3", champion="2", candidate="3")
     it.run("c4", "cadence", "keep", START + 26 * DAY, outcome="no_verdict")
     it.backtest(START + 26 * DAY, "c4", z=None, verdict="no_verdict", evidence="e4")
@@ -324,10 +337,18 @@ def _people(it: Replayed) -> None:
             comment="a trial",
         )
     )
+    said: dict[str, Any] = {
+        "approval_id": "ask", "action": "shift_traffic", "action_key": "k", "roles": ["approver"], "run_id": "r3",
+    }  # fmt: skip
+    it.say(ApprovalChanged, asked, **said, change="asked", reason="gates are not met", summary="asked")
+    it.say(ApprovalChanged, asked + timedelta(hours=2), **said, change="approved", reason="a trial",
+           actor='User::"ada"', summary="ada approved")  # fmt: skip
+    it.say(ApprovalChanged, asked + timedelta(hours=2), **said, change="used", summary="used")
     for n, rules in enumerate((["freeze"], ["freeze", "budget"])):
         it.say(
             ActionDecided, START + (13 + n) * DAY, action="promote", action_key=f"d{n}", args={}, verdict="deny",
-            rules=rules, reason="", principal="", resource={}, facts={}, facts_sha256="", policy_sha256="",
+            rules=rules, reason="", principal="", resource={}, facts={}, facts_sha256="",
+            policy_sha256=it.workspace.policy.sha256,
             summary="promote of parcels: deny",
         )  # fmt: skip
 

@@ -23,7 +23,8 @@ from console.cli.main import main
 from policies.engine import SHIPPED
 from state import store
 from state.clock import WallClock
-from state.rows import ApprovalRow, DetectorRow, GoalRow, ModelRow, RolloutRow, RunRow
+from state.decisions import ApprovalChanged
+from state.rows import ApprovalRow, DetectorRow, GoalRow, ModelRow, RunRow
 from tests.console.replayed import END, replayed, tell_story
 from tests.e2e import datasets
 from tests.tools.control_rows import START
@@ -85,10 +86,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 id="parcels/champion", model="parcels",
                 state={"version": "2", "previous": "1", "since": END.isoformat()},
             ),
-            RolloutRow(
-                id="r", model="parcels", status="completed", candidate="2", stable="1", phase="completed",
-                started_at=START,
-            ),
             RunRow(id="held-up", model="parcels", subject_id="wish", subject_kind="goal", status="waiting",
                    waits_for="approval of promote", started_at=START),
             ApprovalRow(
@@ -96,6 +93,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 args={"version": "3"}, binding_sha256="b", roles=["approver"], reason="tier is critical",
                 asked_at=now, expires_at=now + timedelta(days=7), run_id="held-up",
             ),
+        )  # fmt: skip
+        it.say(
+            ApprovalChanged, now, approval_id="00000000-question", change="asked", action="promote", action_key="k",
+            roles=["approver"], reason="tier is critical", run_id="held-up", summary="asked",
         )  # fmt: skip
     return folder / "work"
 

@@ -11,15 +11,17 @@ from typing import Literal
 import pytest
 import sqlalchemy as sa
 
-from state import audit, log
+from state import audit, log, store
 from state.audit import AuditResult
 from state.canonical import canonical_json
 from state.database import Database
 from state.decisions import ApprovalChanged, Genesis
 from state.errors import InputError
-from state.keys import Signer
+from state.keys import Checkpoint, Signer
 from state.leases import Fence
-from state.merkle import leaf_hash
+from state.merkle import CompactRange, leaf_hash
+from state.rows import ApprovalRow, SwitchRow
+from state.tables import decisions
 from tests.state.support import AT, IDS, Sql, allowing, commit, observation, proposal, walk
 
 SIGNER = Signer("steadyhand.test/log", bytes(32))
@@ -35,6 +37,7 @@ def second(db: Database, fence: Fence, tmp_path: Path) -> Path:
             policy_sha256="p" * 64, signing_key=SIGNER.vkey, roles={"ann": ["admin"]},
         )  # fmt: skip
         log.append(conn, genesis)
+        store.put(conn, SwitchRow(id="policy", body={"sha256": "p" * 64}), fence=None)
         intent = commit(conn, fence)
     walk(db, fence, intent, "acting", "done", "verified")
     log.checkpoint(db, SIGNER, folder)
@@ -251,10 +254,23 @@ def test_only_the_second_place_shows_a_log_cut_short_with_its_checkpoints(db: Da
     ]
 
 
-def test_a_log_rewritten_with_another_key_is_found(db: Database, second: Path, sql: Sql, tmp_path: Path) -> None:
+def forge_checkpoint(db: Database, signer: Signer) -> None:
+    """A checkpoint over the whole log, past the log's own rule about its key."""
+    tree = CompactRange()
+    with db.transaction() as conn:
+        for found in log.stored(conn, decisions.c.leaf_sha256):
+            tree.append(bytes.fromhex(found.leaf_sha256))
+        note = signer.sign(Checkpoint(origin=signer.name, size=tree.size, root=tree.root()).text)
+        conn.execute(
+            sa.text("insert into log_checkpoints (size, root_sha256, note, frontier) values (:n, :root, :note, '[]')"),
+            {"n": tree.size, "root": tree.root().hex(), "note": note},
+        )
+
+
+def test_a_log_rewritten_with_another_key_is_found(db: Database, second: Path, sql: Sql) -> None:
     sql("delete from log_checkpoints")
     rewrite(db, 3, and_hash=True)
-    log.checkpoint(db, Signer(SIGNER.name, b"\x01" * 32), tmp_path / "forged")
+    forge_checkpoint(db, Signer(SIGNER.name, b"\x01" * 32))
 
     result = verify(db, second)
 
@@ -398,7 +414,7 @@ def test_a_changed_export_is_found_out(
         pytest.param(b"[]\n", "line 1 ", id="not-an-object"),
         pytest.param(b"{}\n", "line 1 .*holds 0 parts", id="no-part"),
         pytest.param(b'{"record":{"index":0,"leaf":"","leaf_sha256":""}}\n', "line 1 .*does not open", id="no-head"),
-        pytest.param(b'{"export":{"format":2,"vkey":null}}\n', "line 1 .*format 2 is not 1", id="other-format"),
+        pytest.param(b'{"export":{"format":3,"vkey":null}}\n', "line 1 .*format 3 is not 1 or 2", id="other-format"),
         pytest.param(b'{"export":{"format":1,"vkey":null}}\n{"rec', "line 2 ", id="cut-in-a-line"),
         pytest.param(b'{"export":{"format":1,"vkey":null}}\n{"record":{"index":"0"}}\n', "line 2 ", id="wrong-type"),
         pytest.param(b'{"export":{"format":1,"vkey":null}}\n' * 2, "line 2 .*no other", id="two-heads"),
@@ -462,7 +478,15 @@ def test_an_empty_log_is_in_order(db: Database, tmp_path: Path) -> None:
 def answered(change: Literal["approved", "rejected"], key: str) -> ApprovalChanged:
     return ApprovalChanged(
         decision_id=IDS.new_id(), at=AT, recorded_at=AT, actor='User::"ann"', summary=f"ann {change} it.",
+        model="flights", run_id="r",
         approval_id="a1", change=change, action="train_candidates", action_key=key, roles=["approver"],
+    )  # fmt: skip
+
+
+def question() -> ApprovalRow:
+    return ApprovalRow(
+        id="a1", model="flights", status="approved", action_key="k1", action="train_candidates", args={},
+        binding_sha256="b", roles=["approver"], reason="", asked_at=AT, expires_at=AT, answered_by="ann", run_id="r",
     )  # fmt: skip
 
 
@@ -483,6 +507,8 @@ def test_an_action_on_an_approval_that_nobody_recorded_is_found(
         for change, key in answers:
             log.append(conn, answered(change, key))
         log.append(conn, decision)
+        if sound:
+            store.put(conn, question(), fence=None)
         if not answers:
             log.append(conn, answered("approved", "k1"))  # afterwards is too late
     log.checkpoint(db, SIGNER, tmp_path / "second")

@@ -45,7 +45,7 @@ def test_a_leaf_is_the_canonical_json_of_the_whole_record(db: Database) -> None:
         row = conn.execute(sa.text("select leaf, leaf_sha256, at, kind from decisions")).one()
 
     leaf = bytes(row.leaf)
-    assert leaf == canonical_json({"format": 1, "record": decision.model_dump(mode="json")})
+    assert leaf == canonical_json({"format": 2, "record": decision.model_dump(mode="json")})
     assert row.leaf_sha256 == hashlib.sha256(b"\x00" + leaf).hexdigest()
     assert (row.at, row.kind) == ("2026-03-01T12:00:00.000000+00:00", "observed")
     with db.snapshot() as conn:
