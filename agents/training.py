@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 from pydantic import JsonValue
 
+from agents.backtest import Stretch, after_cut, judge_backtest
 from agents.base import (
     Learned,
     Move,
     Situation,
     Wait,
-    day_start,
     done,
     failed,
     matured_until,
@@ -25,21 +24,8 @@ from state.contract import Contract
 from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
 from state.spec import ModelSpec, RecipeTraining
-from tools.experiment import paired_comparison
 from tools.ports import PipelineRequest, PipelineRun, Platform
 from tools.training_rows import recipe_sha256
-
-DEPARTURES = frozenset(
-    {
-        "covariate_shift_harmful",
-        "covariate_shift_harmless",
-        "concept_drift",
-        "prior_shift",
-        "stale_model",
-        "insufficient_evidence",
-    }
-)
-"""Causes of open incidents whose backtest is worth waiting for."""
 
 
 def read(situation: Situation, platform: Platform) -> dict[str, Any]:
@@ -62,7 +48,7 @@ def training_cut(platform: Platform, model: str, version: str) -> str | None:
 def judge(situation: Situation, reading: dict[str, Any]) -> Move:
     match situation.step:
         case "backtest_recipe":
-            return _judge_backtest(situation, reading)
+            return judge_backtest(situation, reading)
         case "train_candidates":
             return _judge_training(situation, reading)
         case "evaluate_candidate":
@@ -75,92 +61,16 @@ def judge(situation: Situation, reading: dict[str, Any]) -> Move:
             return Wait(until=None, waits_for=f"the training agent has no move for {situation.step}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
-    """The labelled rows that a comparison is made on: event time in [start, end)."""
-
-    start: datetime
-    end: datetime
-
-
 def comparison_stretch(spec: ModelSpec, now: datetime, cuts: list[str | None]) -> Stretch | None:
     """The newest `monitoring.backtest` of labelled rows, as far as they are newer than every cut.
 
     None where that leaves fewer than `min_blocks` blocks: nobody could tell anything from them.
     """
     end = matured_until(now, spec.data.label.delay)
-    start = max([end - spec.monitoring.backtest, *(_after(cut) for cut in cuts if cut is not None)])
+    start = max([end - spec.monitoring.backtest, *(after_cut(cut) for cut in cuts if cut is not None)])
     if end - start < spec.monitoring.min_blocks * spec.monitoring.block:
         return None
     return Stretch(start=start, end=end)
-
-
-def backtest_possible_from(spec: ModelSpec, cut: str | None) -> datetime | None:
-    """Domain time from which a backtest can say something: the recipe must have rows to learn from that the champion
-    has not seen, at least `min_blocks` blocks of them, before the stretch that both are compared on."""
-    if cut is None:
-        return None
-    newer = spec.monitoring.min_blocks * spec.monitoring.block
-    return _after(cut) + newer + spec.monitoring.backtest + spec.data.label.delay
-
-
-def _after(cut: str) -> datetime:
-    """The first midnight after a training cut."""
-    return day_start(datetime.fromisoformat(cut) + timedelta(days=1))
-
-
-def judge_pairs(spec: ModelSpec, outputs: dict[str, Any]) -> dict[str, JsonValue]:
-    """The paired verdict over the blocks that a backtest returned."""
-    blocks = [b for b in outputs["blocks"] if b["champion_loss"] is not None and b["challenger_loss"] is not None]
-    paired = paired_comparison(
-        [float(b["champion_loss"]) for b in blocks],
-        [float(b["challenger_loss"]) for b in blocks],
-        win_z=spec.monitoring.win_z,
-        min_blocks=spec.monitoring.min_blocks,
-    )
-    return {
-        "verdict": paired.verdict,
-        "n_blocks": paired.n_blocks,
-        "mean_difference": paired.mean_difference,
-        "se": paired.se,
-        "z": paired.z,
-        "metric": spec.objective.metric,
-    }
-
-
-def _judge_backtest(situation: Situation, reading: dict[str, Any]) -> Move:
-    spec = situation.spec
-    possible = backtest_possible_from(spec, reading.get("champion_cut"))
-    if possible is not None and situation.now < possible:
-        if situation.cause in DEPARTURES:
-            return Wait(until=possible, waits_for="enough rows that are newer than the champion's training cut")
-        return Learned(
-            topic="backtest",
-            verdict="no_verdict",
-            summary=f"Before {possible:%Y-%m-%d} too few rows are newer than the champion's cut for a newer fit to differ.",
-            facts={
-                "remedy_known": True,
-                "training_justified": False,
-                "paired_win": False,
-                "paired_verdict": "no_verdict",
-            },
-        )
-    until = matured_until(situation.now, spec.data.label.delay)
-    start = until - spec.monitoring.backtest
-    args: dict[str, JsonValue] = {
-        "recipe_sha256": recipe_sha256(spec),
-        "champion": situation.champion,
-        "fit_until": start.isoformat(),
-        "compare_from": start.isoformat(),
-        "compare_until": until.isoformat(),
-        "as_of": (until + spec.data.label.delay).isoformat(),
-        "excluded_days": sorted(set(reading["quarantined"]) | set(situation.fault_days)),
-    }
-    reason = (
-        f"fit the recipe on everything before {start:%Y-%m-%d} and compare it with version {situation.champion} "
-        f"on the labelled days up to {until:%Y-%m-%d}"
-    )
-    return proposal(situation, "training", args, reason)
 
 
 def _judge_training(situation: Situation, reading: dict[str, Any]) -> Move:

@@ -165,7 +165,7 @@ def challengers(records: Records, start: datetime, end: datetime, win_z: float) 
         and start <= entry.decision.at <= end
     ]
     lost = [c for c in found if c.verdict == "lose" and not c.adopted and c.z is not None]
-    close = [c for c in lost if c.z is not None and c.z >= win_z / 2]
+    close = [c for c in lost if c.z is not None and c.z >= (c.needed_z or win_z) / 2]
     if not close:
         close = [c for c in sorted(lost, key=lambda c: -(c.z or 0.0))[:1] if (c.z or 0.0) > 0]
     return [c.model_copy(update={"near_miss": True}) if c in close else c for c in found]
@@ -179,6 +179,8 @@ def _challenger(records: Records, decision: Observed, win_z: float) -> Challenge
     promotion = _promotion(records, run, decision.at)
     z = _number(decision.details.get("z"))
     n_blocks = _number(decision.details.get("n_blocks"))
+    # Records from before the bound depended on the number of blocks do not name it.
+    needed_z = _number(decision.details.get("needed_z", win_z))
     candidate = promotion.args.get("version") if promotion else given.get("candidate")
     if candidate is None and run is not None and decision.verdict == "win":
         candidate = run.facts.get("candidate")
@@ -191,11 +193,12 @@ def _challenger(records: Records, decision: Observed, win_z: float) -> Challenge
         compare_until=_text(given.get("compare_until")),
         verdict=decision.verdict,
         z=z,
+        needed_z=needed_z if z is not None else None,
         mean_difference=_number(decision.details.get("mean_difference")),
         n_blocks=int(n_blocks) if n_blocks is not None else None,
         adopted=promotion is not None,
         near_miss=False,
-        why=_why(records, decision, run, promotion, z, win_z, offered=given.get("candidate") is not None),
+        why=_why(records, decision, run, promotion, z, needed_z or win_z, offered=given.get("candidate") is not None),
     )
 
 
@@ -220,7 +223,7 @@ def _promotion(records: Records, run: RunRow | None, since: datetime) -> ActionR
 
 def _why(
     records: Records, decision: Observed, run: RunRow | None, promotion: ActionRow | None, z: float | None,
-    win_z: float, *, offered: bool,
+    needed_z: float, *, offered: bool,
 ) -> str:  # fmt: skip
     if promotion is not None:
         version = promotion.args.get("version")
@@ -239,7 +242,7 @@ def _why(
             return f"{prefix}under way: {run.waits_for or 'next step'}"
         return f"{prefix}not promoted: {run.facts.get('story') or run.outcome.replace('_', ' ')}"
     if decision.verdict == "lose" and z is not None:
-        return f"z {z:.2f} is below the {win_z:g} that adopts: the champion stays"
+        return f"z {z:.2f} is below the {needed_z:.3g} that adopts: the champion stays"
     return decision.summary
 
 

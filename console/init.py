@@ -15,9 +15,10 @@ import yaml
 
 from console.specs import LoadedSpec, load_spec
 from state.errors import InputError
-from state.spec import LOWER_IS_BETTER, Metric
+from state.spec import LOWER_IS_BETTER, Metric, Monitoring
 from tools.columns import said
 from tools.datastore import replace_bytes
+from tools.experiment import needed_z
 from tools.inspect import Inspection, inspect_file
 from tools.rhythm import Rhythm
 
@@ -215,9 +216,12 @@ def _rounded(value: float, *, up: bool) -> str:
 
 def _monitoring(rhythm: Rhythm) -> Iterator[str]:
     windows = max(28 * _DAY, 10 * rhythm.block)
+    n_blocks = rhythm.backtest // rhythm.block
+    needed = needed_z(Monitoring().win_z, n_blocks)
     yield "monitoring:"
     yield f"  block: {_duration(rhythm.block)} # unit of independent observation: {rhythm.why}"
     yield f"  backtest: {_duration(rhythm.backtest)} # the larger of 28 days and 10 blocks"
+    yield f"  # Over {n_blocks} blocks a challenger is adopted at a z of {needed:.2f} (win_z); over fewer it takes more."
     yield f"  cadence: {_duration(rhythm.cadence)} # between two backtests when nothing is wrong"
     yield f"  drift_window: {_duration(windows)}"
 

@@ -140,14 +140,15 @@ def _incidents(summary: Summary) -> Table:
 
 def _challengers(summary: Summary) -> Table:
     table = _table(
-        f"Challengers (z of {summary.win_z:g} wins)", "date", "for", "against", "verdict", "z", "difference", "blocks",
-        "what became of it",
+        f"Challengers (z of {summary.win_z:g} wins over 28 blocks)", "date", "for", "against", "verdict", "z", "needed",
+        "difference", "blocks", "what became of it",
     )  # fmt: skip
     for c in summary.challengers:
         verdict = c.verdict.replace("_", " ") + (", near miss" if c.near_miss else "")
         _add(
             table, day(c.at), c.asked_by or NONE, c.champion or NONE, verdict,
-            NONE if c.z is None else f"{c.z:.2f}", NONE if c.mean_difference is None else f"{c.mean_difference:+.4f}",
+            NONE if c.z is None else f"{c.z:.2f}", NONE if c.needed_z is None else f"{c.needed_z:.2f}",
+            NONE if c.mean_difference is None else f"{c.mean_difference:+.4f}",
             NONE if c.n_blocks is None else str(c.n_blocks), c.why,
         )  # fmt: skip
     return table

@@ -92,6 +92,8 @@ class Challenger(Part):
     compare_until: str | None
     verdict: str
     z: float | None
+    needed_z: float | None
+    """What wins over as many blocks; None where they were too few for a verdict."""
     mean_difference: float | None
     """Champion's loss minus challenger's: positive where the challenger was better."""
     n_blocks: int | None

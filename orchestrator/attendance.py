@@ -113,7 +113,7 @@ def _go_live(crew: Crew, conn: Connection, spec: ModelSpec, known: Attendance, f
     _save(conn, spec, Attendance(at=now, replayed=False, since=name, gaps=gaps), fence)
     for row in store.select(conn, DetectorRow, model=spec.model):
         if row.id.startswith(f"{spec.model}/loss/"):
-            state: dict[str, Any] = dict(_restarted(EDetector.from_state(row.state)).state())
+            state: dict[str, Any] = dict(EDetector.from_state(row.state).restarted().state())
             row.state = state
             store.put(conn, row, fence=fence)
         elif row.id == f"{spec.model}/drift":
@@ -136,12 +136,6 @@ def _go_live(crew: Crew, conn: Connection, spec: ModelSpec, known: Attendance, f
         details={"replay_ended": known.at.isoformat(), "block": name},
     )  # fmt: skip
     crew.say("orchestrator", f"{spec.model}: {text}")
-
-
-def _restarted(detector: EDetector) -> EDetector:
-    return EDetector(
-        reference=detector.reference, false_alarm_blocks=detector.false_alarm_blocks, last_block=detector.last_block
-    )
 
 
 def _pause(conn: Connection, spec: ModelSpec, gap: timedelta, fence: Fence) -> None:

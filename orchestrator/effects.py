@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, cast
 
 from pydantic import JsonValue
 
+from agents.backtest import judge_pairs, next_look, next_on_cadence
 from agents.base import Situation
-from agents.training import gates_learned, judge_pairs
+from agents.training import gates_learned
 from orchestrator.actions import CATALOGUE
+from orchestrator.change import gives_up_at
 from orchestrator.context import written_weights
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.runs import cite
@@ -73,9 +76,9 @@ def _nothing(*_: Any) -> None:
 def _backtested(
     crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
 ) -> None:
-    """The paired verdict: a win justifies training, a loss is recorded as a refusal."""
+    """The paired verdict: a win justifies training, a loss is recorded as a refusal, no verdict is asked for again."""
     spec = crew.platform.specs[intent.model]
-    paired = judge_pairs(spec, outcome.observed)
+    paired = judge_pairs(spec, intent.args, outcome.observed)
     evidence_id = keep_evidence(
         crew, conn, model=intent.model, topic="backtest", fence=fence,
         body={"args": intent.args, "blocks": outcome.observed.get("blocks", []), "paired": paired},
@@ -86,24 +89,52 @@ def _backtested(
         "remedy_known": True, "training_justified": won, "paired_win": won,
         "paired_z": paired["z"], "paired_verdict": paired["verdict"], "paired_evidence": evidence_id,
     }  # fmt: skip
+    again = _look_again(crew, conn, run, spec, intent, paired)
     observe(
         crew, conn, model=intent.model, topic="backtest", verdict=str(paired["verdict"]), run_id=run.id,
         incident_id=run.subject_id if run.subject_kind == "incident" else None, actor='Agent::"training"',
-        summary=_paired_sentence(spec, intent, paired), details={**paired, "args": dict(intent.args)},
+        summary=_paired_sentence(intent, paired, again), details={**paired, "args": dict(intent.args)},
         evidence_ids=[evidence_id],
     )  # fmt: skip
 
 
-def _paired_sentence(spec: ModelSpec, intent: CommittedIntent, paired: dict[str, JsonValue]) -> str:
+def _look_again(
+    crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, intent: CommittedIntent, paired: dict[str, JsonValue]
+) -> datetime | None:
+    """When a comparison without a verdict is made again; None where there is one, or no more use in waiting.
+
+    An incident asks the question again; the cadence comes round sooner.
+    """
+    run.facts.pop("look_at", None)
+    if paired["verdict"] != "no_verdict" or intent.kind != "backtest_recipe":
+        return None
+    now = crew.clock.now()
+    if run.subject_kind == "cadence":
+        at = next_on_cadence(spec, now, int(str(paired["n_blocks"])))
+    elif run.subject_kind == "incident":
+        incident = store.get(conn, IncidentRow, run.subject_id)
+        if incident is None or now >= gives_up_at(spec, incident):
+            return None
+        at = next_look(spec, now, intent.args)
+        run.facts["remedy_known"] = False
+    else:
+        return None
+    run.facts["look_at"] = at.isoformat()
+    return at
+
+
+def _paired_sentence(intent: CommittedIntent, paired: dict[str, JsonValue], again: datetime | None) -> str:
     z, n = float(str(paired["z"])), paired["n_blocks"]
+    needed = f" (needed over {n} blocks: {float(str(paired['needed_z'])):.2f})" if paired["needed_z"] else ""
     what = {
         "win": "the newer fit is better: the recipe wins",
-        "lose": f"not enough for a win (z of at least {spec.monitoring.win_z} is needed): the champion stays",
-        "no_verdict": "too few common blocks for a verdict",
+        "lose": "not enough for a win: the champion stays",
+        "no_verdict": f"no verdict: {paired['open_because']}",
     }[str(paired["verdict"])]
+    later = f"; the next backtest comes on {again:%Y-%m-%d}" if again is not None else ""
     return (
-        f"Paired comparison with version {intent.args.get('champion')} over {n} blocks on {spec.objective.metric}: "
-        f"mean loss difference {float(str(paired['mean_difference'])):+.4f}, z {z:.2f} - {what}."
+        f"Paired comparison with version {intent.args.get('champion')} over {n} blocks on {paired['metric']}: "
+        f"mean loss difference {float(str(paired['mean_difference'])):+.4f}, z {z:.2f}{needed} - {what}{later}."
     )
 
 

@@ -16,7 +16,7 @@ from orchestrator.execute import MAX_RETRIES, recover
 from orchestrator.gate import expire_approvals
 from orchestrator.graph import GRAPH_VERSION, Desk, Graph
 from orchestrator.route import watch_route
-from orchestrator.triage import cadence_due, cadence_signal, note_cadence, start_cadence, take_in
+from orchestrator.triage import cadence_due, cadence_signal, look_again, note_cadence, start_cadence, take_in
 from orchestrator.watch import begin, watch
 from state import leases, ledger, store
 from state import log as decision_log
@@ -154,7 +154,7 @@ def _advance(crew: Crew, graph: Graph, spec: ModelSpec, run: RunRow, fence: Fenc
         after = store.get(conn, RunRow, run.id)
         if after is not None and after.status == "finished" and after.facts.get("remedy_known"):
             # The cadence counts from the last time that the question was answered.
-            note_cadence(crew, conn, spec, fence=fence)
+            note_cadence(crew, conn, spec, fence=fence, due=look_again(after))
     if after is None or after.status == "finished" or after.plan_revision != run.plan_revision:
         _forget(graph, thread)
     return bool(state.get("progressed"))

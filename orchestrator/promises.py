@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.signals import Signal
+from orchestrator.signals import WINDOW_BLOCKS, Signal
 from state import store
 from state.goals import Goal, Objective
 from state.rows import DetectorRow, GoalRow
@@ -14,7 +14,6 @@ from state.spec import LOWER_IS_BETTER, ModelSpec
 from state.store import Connection, Fence
 from tools.drift.performance import metric_value
 
-BLOCKS = 7
 MARGIN_SE = 2.0
 """A goal is missed where the mean of the newest blocks lies this many standard errors beyond its bound, and kept again
 where it lies within: the gap keeps a metric at the bound from opening an incident every week."""
@@ -27,9 +26,9 @@ def missed_goals(
 
     A goal that stays missed is one signal; it may be raised again only after it was kept in between.
     """
-    if len(losses) < BLOCKS:
+    if len(losses) < WINDOW_BLOCKS:
         return []
-    recent = np.asarray(losses[:BLOCKS])
+    recent = np.asarray(losses[:WINDOW_BLOCKS])
     mean, error = float(recent.mean()), float(recent.std(ddof=1) / np.sqrt(len(recent)))
     signals: list[Signal] = []
     for row in store.select(conn, GoalRow, model=spec.model, status="active"):
@@ -51,13 +50,13 @@ def _judge(
     was_kept = known is None or bool(known.state["kept"])
     kept = mean <= bound + MARGIN_SE * error if was_kept else mean <= bound
     value = metric_value(spec.objective.metric, mean)
-    state: dict[str, Any] = {"kept": kept, "value": value, "bound": objective.value, "n_blocks": BLOCKS}
+    state: dict[str, Any] = {"kept": kept, "value": value, "bound": objective.value, "n_blocks": WINDOW_BLOCKS}
     store.put(conn, DetectorRow(id=promise_id(spec.model, row.id), model=spec.model, state=state), fence=fence)
     if kept or not was_kept:
         return None
     return Signal(
         name="goal_missed",
-        text=f"{objective.metric} {value:.4f} over the last {BLOCKS} blocks misses the goal {row.text!r}",
+        text=f"{objective.metric} {value:.4f} over the last {WINDOW_BLOCKS} blocks misses the goal {row.text!r}",
         size=mean - bound,
         details={"goal_id": row.id, "value": value, "bound": objective.value},
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from orchestrator.aims import Aim, reach
 from orchestrator.awaited import still_missing
+from orchestrator.change import begin_anew, symptoms_passed
 from orchestrator.crew import Crew, observe, tell
 from orchestrator.goal_aims import goal_aim
 from state import log, store
@@ -111,20 +112,39 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
                 return Aim(move="wait", waits_for=f"version {running[0].candidate} to be taken off")
             return _recovering(crew, run, spec, outcome="rolled_back")
         case _:
-            return _world_aim(run, spec)
+            return _world_aim(crew, conn, run, spec, incident)
 
 
-def _world_aim(run: RunRow, spec: ModelSpec) -> Aim:
-    """Something changed in the world: find out whether a remedy exists, then carry it out or say that there is none."""
+def _world_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incident: IncidentRow) -> Aim:
+    """Something changed in the world: find out whether a remedy exists, then carry it out or say that there is none.
+
+    Only a backtest that could have learned from the change says that there is none; until it can, the run waits.
+    """
     facts = run.facts
     if spec.outcomes != "affected":
         if not facts.get("remedy_known"):
-            return reach("remedy_known")
+            return _seek_remedy(crew, conn, run, spec, incident)
         if not facts.get("training_justified"):
-            return Aim(move="end", outcome="not_remediable")
+            answered = facts.get("paired_verdict") == "lose"
+            return Aim(move="end", outcome="not_remediable" if answered else "inconclusive")
     if facts.get("gates_evaluated") and not facts.get("gates_cleared"):
         return Aim(move="end", outcome="gates_failed")
     return reach("serving_better_model")
+
+
+def _seek_remedy(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incident: IncidentRow) -> Aim:
+    """Backtest when it can say something; look every block whether what was wrong has passed by itself."""
+    if symptoms_passed(crew, conn, spec, incident, run):
+        return Aim(move="end", outcome="recovered")
+    look_at = run.facts.get("look_at")
+    if look_at is not None:
+        now, at = crew.clock.now(), datetime.fromisoformat(str(look_at))
+        if now < at:
+            wake_at = min(at, now + spec.monitoring.block)
+            return Aim(move="wait", waits_for=f"rows to learn the change from, until {at:%Y-%m-%d}", wake_at=wake_at)
+        del run.facts["look_at"]
+        run.facts["data_validated"] = False  # what was looked at before the last backtest is not all that is there now
+    return reach("remedy_known")
 
 
 def end_run(crew: Crew, conn: Connection, run: RunRow, outcome: str, *, fence: Fence) -> None:
@@ -155,6 +175,8 @@ def close_incident(
     """
     incident.status, incident.resolution, incident.closed_at = "closed", resolution, crew.clock.now()
     store.put(conn, incident, fence=fence)
+    if resolution == "recovered":
+        begin_anew(conn, incident.model)
     tried_again = resolution == "gates_failed" and incident.signal == "challenger_better"
     if resolution in ANSWERED and incident.signal in MEASURED and not tried_again:
         champion = store.get(conn, DetectorRow, f"{incident.model}/champion")
@@ -165,6 +187,8 @@ def close_incident(
         )  # fmt: skip
         store.put(conn, quiet, fence=fence)
     sentence = CLOSING.get(resolution, f"closed as {resolution}")
+    if resolution == "recovered" and run.facts.get("serving_better_model"):
+        sentence = f"the new champion serves and {sentence}"
     log.append(
         conn,
         IncidentChanged(
@@ -181,8 +205,9 @@ def close_incident(
 
 
 CLOSING = {
-    "recovered": "the new champion serves and health held for the declared period",
+    "recovered": "health held for the declared period",
     "not_remediable": "degraded or drifted, but not remediable by retraining so far; the champion stays",
+    "inconclusive": "there were too few rows to tell whether retraining would help; the champion stays",
     "gates_failed": "a candidate was trained and misses a gate of the spec; the champion stays",
     "arrived": "what was missing has come and is sound",
     "quarantined": "the faulty days are out of training and judgement, and the data has been sound since",

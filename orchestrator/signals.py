@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from state.spec import ModelSpec
+
+WINDOW_BLOCKS = 7
+"""Newest blocks over which the size of a departure is measured."""
 
 
 class Signal(BaseModel):
@@ -24,8 +27,16 @@ class Signal(BaseModel):
     """How large the departure is; a signal that closed as not remediable stays quiet until it has grown."""
     floor: float = 0.10
     """How much more than that counts as grown, in the unit of `size`."""
+    onset: str | None = None
+    """ISO date or time about which the change began; None where the signal cannot tell."""
     details: dict[str, Any] = {}
     evidence_ids: list[str] = []
+
+
+def block_begins(block: str) -> datetime:
+    """The start of a block, by its name."""
+    at = datetime.fromisoformat(block)
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def days_of_block(block: str, spec: ModelSpec) -> list[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from pydantic import JsonValue
+
 from agents.monitoring import sentence
+from orchestrator.change import change_began, later_change
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
@@ -103,7 +106,8 @@ TITLES = {
 def _open(
     crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis, fence: Fence
 ) -> IncidentRow:
-    body: dict[str, Any] = {"size": signal.size, "text": signal.text}
+    began = change_began(spec, signal.onset, crew.clock.now())
+    body: dict[str, Any] = {"size": signal.size, "text": signal.text, "change_from": began.isoformat()}
     if days_of(signal, spec) is not None:
         body |= {"days": days_of(signal, spec), "quarantined": [], "missing": missing_blocks(signal)}
     incident = IncidentRow(
@@ -138,12 +142,18 @@ def _world_facts(
             facts["bad_days_known"] = True
         case "serving_fault":
             facts["server_unhealthy"] = True
-    if signal.name == "challenger_better":
-        facts |= {"remedy_known": True, "training_justified": True, "paired_win": True}
-        facts |= {name: value for name, value in signal.details.items() if name in ("paired_z", "paired_evidence")}
+    facts |= _won(signal)
     if spec.outcomes == "affected" and signal.name in ("loss_alarm", "major_drift"):
         facts["training_justified"] = True
     return facts
+
+
+def _won(signal: Signal) -> dict[str, bool | str | int | float]:
+    """Facts that a win on the cadence brings; none for another signal."""
+    if signal.name != "challenger_better":
+        return {}
+    given = {name: value for name, value in signal.details.items() if name in ("paired_z", "paired_evidence")}
+    return {"remedy_known": True, "training_justified": True, "paired_win": True, **given}
 
 
 def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, fence: Fence) -> None:
@@ -153,7 +163,9 @@ def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, 
         incident.body["days"] = [*sorted({*(str(day) for day in days), *more})]
         known = incident.body.get("missing")
         incident.body["missing"] = [*(known if isinstance(known, list) else []), *missing_blocks(signal)]
-        store.put(conn, incident, fence=fence)
+    if signal.name == "loss_alarm" and signal.onset is not None:
+        incident.body["change_from"] = later_change(spec, incident, signal.onset).isoformat()
+    store.put(conn, incident, fence=fence)
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
         cite(run, *signal.evidence_ids)
         run.body["unhealthy_at"] = crew.clock.now().isoformat()
@@ -162,6 +174,8 @@ def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, 
             run.facts["data_clean"] = True
         if signal.name == "serving_fault":
             run.facts |= {"serving_healthy": False, "server_unhealthy": True}
+        if not run.facts.get("training_justified"):
+            run.facts |= _won(signal)
         run.status, run.wake_at = "ready", None
         store.put(conn, run, fence=fence)
     log.append(
@@ -199,7 +213,8 @@ def cadence_due(crew: Crew, conn: Connection, spec: ModelSpec) -> bool:
     since = store.get(conn, DetectorRow, f"{spec.model}/cadence")
     if spec.outcomes == "affected" or since is None:
         return False
-    if crew.clock.now() < datetime.fromisoformat(str(since.state["at"])) + spec.monitoring.cadence:
+    counted = datetime.fromisoformat(str(since.state["at"])) + spec.monitoring.cadence
+    if crew.clock.now() < min(counted, datetime.fromisoformat(str(since.state.get("due", counted.isoformat())))):
         return False
     incidents = store.select(conn, IncidentRow, model=spec.model, status="open")
     if any(row.cause not in ("data_fault", "label_fault", "serving_fault") for row in incidents):
@@ -223,10 +238,20 @@ def start_cadence(crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence
     store.put(conn, run, fence=fence)
 
 
-def note_cadence(crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence | None) -> None:
-    """The cadence counts from now."""
-    row = DetectorRow(id=f"{spec.model}/cadence", model=spec.model, state={"at": crew.clock.now().isoformat()})
-    store.put(conn, row, fence=fence)
+def note_cadence(
+    crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence | None, due: datetime | None = None
+) -> None:
+    """The cadence counts from now; with `due`, the next backtest comes then if that is sooner."""
+    state: dict[str, JsonValue] = {"at": crew.clock.now().isoformat()}
+    if due is not None:
+        state["due"] = due.isoformat()
+    store.put(conn, DetectorRow(id=f"{spec.model}/cadence", model=spec.model, state=state), fence=fence)
+
+
+def look_again(run: RunRow) -> datetime | None:
+    """When a finished run without a verdict wants the question asked again; None where it was answered."""
+    at = run.facts.get("look_at")
+    return datetime.fromisoformat(str(at)) if at and run.facts.get("paired_verdict") == "no_verdict" else None
 
 
 def cadence_signal(run: RunRow) -> Signal | None:

@@ -11,11 +11,12 @@ from agents.base import matured_until
 from agents.monitoring import Measured, Watch, decode_profile, look, reference_profile, sentence
 from orchestrator.attendance import patience_of, read_attendance
 from orchestrator.awaited import refilled, wake
+from orchestrator.change import level_since, onset_of
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.cursor import Cursor, block_name, block_start, read_cursor, save_cursor
 from orchestrator.promises import missed_goals
-from orchestrator.signals import Signal, days_of_block
+from orchestrator.signals import WINDOW_BLOCKS, Signal, days_of_block
 from orchestrator.traffic_book import enter, read_before
 from orchestrator.triage import take_in
 from state import store
@@ -220,9 +221,6 @@ def _loss_rows(conn: Connection, spec: ModelSpec, champion: str, bad: set[str]) 
     ]  # fmt: skip
 
 
-ALARM_BLOCKS = 7
-
-
 def _alarm(
     conn: Connection, spec: ModelSpec, champion: str, detector: EDetector, bad: set[str], fence: Fence
 ) -> Signal | None:
@@ -231,19 +229,24 @@ def _alarm(
     known = store.get(conn, DetectorRow, f"{spec.model}/alarm/{champion}")
     ours = _loss_rows(conn, spec, champion, bad)
     newest = ours[0].block if ours else ""
+    if known is not None and known.state.get("over"):
+        # It was healthy in between: this is a relapse, not the growth of an old alarm.
+        ours, known = [r for r in ours if r.block > str(known.state["block"])], None
     if known is not None:
         # Growth is judged on a whole window of newer blocks, so that one slow fall is one signal.
         ours = [r for r in ours if r.block > str(known.state["block"])]
-        if len(ours) < ALARM_BLOCKS:
+        if len(ours) < WINDOW_BLOCKS:
             return None
-    recent = [float(str(r.body["loss"])) for r in ours[:ALARM_BLOCKS]]
+    recent = [float(str(r.body["loss"])) for r in ours[:WINDOW_BLOCKS]]
     mean = float(np.mean(recent)) if recent else reference.null
     size, floor = mean - reference.mean, reference.null - reference.mean
     if known is not None and size <= float(str(known.state["size"])) + floor:
         return None
-    raised = DetectorRow(
-        id=f"{spec.model}/alarm/{champion}", model=spec.model, state={"size": size, "block": newest}
-    )  # fmt: skip
+    losses = {r.block: float(str(r.body["loss"])) for r in ours}
+    level = known.state.get("level") if known is not None else None
+    onset = onset_of(losses, reference, float(str(level)) if level is not None else None)
+    state: dict[str, Any] = {"size": size, "block": newest, "level": level_since(losses, onset) if onset else level}
+    raised = DetectorRow(id=f"{spec.model}/alarm/{champion}", model=spec.model, state=state)
     store.put(conn, raised, fence=fence)
     return Signal(
         name="loss_alarm",
@@ -251,6 +254,7 @@ def _alarm(
         f"{reference.mean:.4f} (tolerated: {reference.null:.4f})",
         size=size,
         floor=floor,
+        onset=onset,
         details={"loss": mean, "reference": reference.mean, "null": reference.null, "log_e": detector.log_e},
     )
 
@@ -333,5 +337,12 @@ def _drift_signals(
         return []
     size = max((f.statistic for f in verdict.drifted), default=0.0)
     return [
-        Signal(name="major_drift", text=text, size=size, details={"features": list(moved)}, evidence_ids=[evidence_id])
+        Signal(
+            name="major_drift",
+            text=text,
+            size=size,
+            onset=start.isoformat(),
+            details={"features": list(moved)},
+            evidence_ids=[evidence_id],
+        )
     ]

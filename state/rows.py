@@ -61,7 +61,7 @@ class IncidentRow(Row):
     opened_at: AwareDatetime
     closed_at: AwareDatetime | None = None
     resolution: str | None = None
-    """`recovered`, `not_remediable`, `gates_failed`, `quarantined`, `rolled_back`, `escalated` ..."""
+    """`recovered`, `not_remediable`, `inconclusive`, `gates_failed`, `quarantined`, `rolled_back`, `escalated` ..."""
     title: str
     body: dict[str, JsonValue] = {}
 

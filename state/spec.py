@@ -121,13 +121,15 @@ class Monitoring(SpecPart):
     cadence: timedelta = timedelta(days=14)
     """Domain time between two backtests of the recipe when nothing is wrong."""
     backtest: timedelta = timedelta(days=28)
-    """Newest labelled stretch that a backtest compares on."""
+    """Newest labelled stretch that a backtest compares on; an incident may win on a shorter one of ten blocks or more."""
     block: timedelta = timedelta(days=1)
     """Unit of independent observation: a day, or the period of the rows where they come weekly or monthly."""
     min_blocks: Annotated[int, Field(ge=2)] = 7
-    """Fewer common blocks give no verdict."""
+    """Fewer common blocks give no verdict, and a fit that could not learn from as many blocks of a change that an incident
+    is about loses nothing by a loss: the incident waits for them."""
     win_z: Annotated[float, Field(gt=0)] = 2.8
-    """One-sided z of the paired difference that adopts a challenger."""
+    """One-sided z of the paired difference that adopts a challenger over 28 blocks or more; fewer need more, by Student's
+    t at the same tail: 3.77 over 7 blocks, 3.29 over 10."""
     tolerance: Annotated[float, Field(ge=0)] = 0.02
     """Relative loss over the reference that still counts as healthy."""
     false_alarm_blocks: Annotated[float, Field(ge=100)] = 8_000

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from agents.backtest import backtest_possible_from
 from agents.base import matured_until
-from agents.training import backtest_possible_from
 from console.specs import load_spec
 from examples.flights.prepare import UNIT_FAULT, prepare, with_fault
 from examples.flights.study_report import write_report

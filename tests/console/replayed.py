@@ -192,8 +192,13 @@ class Replayed:
                     conn, key, state, observed=change.observed, message="", decision=change, fence=self.fence, at=at
                 )
 
-    def backtest(self, at: datetime, run: str, *, z: float | None, verdict: str, evidence: str, **args: Any) -> None:
+    def backtest(
+        self, at: datetime, run: str, *, z: float | None, verdict: str, evidence: str, needed_z: float | None = None,
+        **args: Any,
+    ) -> None:  # fmt: skip
         details: dict[str, Any] = {"args": {"champion": "1", **args}}
+        if needed_z is not None:
+            details["needed_z"] = needed_z
         if z is not None:
             details |= {"verdict": verdict, "n_blocks": 14, "mean_difference": z / 100, "se": 0.01, "z": z}
         self.say(

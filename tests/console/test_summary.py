@@ -123,6 +123,8 @@ def test_challengers_say_what_became_of_them(story: tuple[Replayed, pl.DataFrame
         ("lose", -2.4, False, False, "3", "not promoted: errors of version 3 rose"),
         ("no_verdict", None, False, False, None, "Paired comparison: z None, no_verdict."),
     ]
+    # Records that do not name what their number of blocks needed are held against the spec's own bound.
+    assert [c.needed_z for c in summary.challengers] == [2.8, 2.8, 2.8, None]
     assert [c.asked_by for c in summary.challengers] == ["cadence", "cadence", "goal", "cadence"]
     assert summary.challengers[0].mean_difference == pytest.approx(0.0161)
 
@@ -143,6 +145,17 @@ def test_near_misses(losers: list[float], near: list[bool], tmp_path: Path) -> N
         summary = summarise(it.workspace, "parcels", start=START, end=END, platform=it.platform)
 
     assert [c.near_miss for c in summary.challengers] == near
+
+
+def test_what_was_needed_is_told_with_every_z(tmp_path: Path) -> None:
+    with replayed(tmp_path) as it:
+        it.run("c1", "cadence", "keep", START)
+        it.backtest(START, "c1", z=3.0, verdict="lose", evidence="e1", needed_z=3.294)
+        summary = summarise(it.workspace, "parcels", start=START, end=END, platform=it.platform)
+
+    (told,) = summary.challengers
+    assert (told.z, told.needed_z, told.near_miss) == (3.0, 3.294, True)
+    assert told.why == "z 3.00 is below the 3.29 that adopts: the champion stays"
 
 
 def test_a_win_that_is_refused_or_still_under_way_says_so(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tools.drift.performance import (
     block_loss,
     block_losses,
     block_of,
+    change_point,
     metric_value,
     reference_from_losses,
 )
@@ -185,3 +186,25 @@ def test_one_terrible_day_is_no_alarm_and_a_long_fault_stays_finite() -> None:
         detector.update(99.0)
     assert detector.alarm
     assert math.isfinite(detector.log_e)
+
+
+@pytest.mark.parametrize(("size", "n_after", "near"), [(0.5, 80, 15), (1.0, 30, 6), (3.0, 10, 1)])
+def test_the_change_point_is_where_the_loss_began_to_rise(size: float, n_after: int, near: int) -> None:
+    """After about as many blocks as the detector takes for a rise of that size."""
+    rng = np.random.default_rng(23)
+    errors = []
+    for _ in range(40):
+        losses = rng.normal(0.0, 1.0, 40 + n_after)
+        losses[40:] += 0.3 + size
+        found = change_point({f"{n:03d}": float(loss) for n, loss in enumerate(losses)}, null=0.3, sd=1.0)
+        assert found is not None
+        errors.append(int(found) - 40)
+
+    assert abs(float(np.median(errors))) <= 3
+    assert np.quantile(np.abs(errors), 0.8) <= near
+
+
+def test_where_no_loss_rises_there_is_no_change_point() -> None:
+    assert change_point({}, null=0.3, sd=1.0) is None
+    assert change_point({"a": 0.3, "b": 0.1}, null=0.3, sd=1.0) is None
+    assert change_point({"a": 0.1, "b": 9.0, "c": 1.3}, null=0.3, sd=1.0) == "b"

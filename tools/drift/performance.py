@@ -112,6 +112,22 @@ def reference_from_losses(losses: Sequence[float], *, tolerance: float = 0.02) -
     return Reference(mean=mean, sd=sd, n=len(values), null=mean + max(tolerance * abs(mean), 2 * error))
 
 
+def change_point(losses: Mapping[str, float], *, null: float, sd: float) -> str | None:
+    """The block in which a rise of the loss above `null` most likely began; None where none of them speaks for one.
+
+    It is where the detector's own evidence begins: the start of the run of blocks, up to the newest, whose increments
+    sum to the most under any of the rates (the maximum-likelihood estimate of CUSUM).
+    """
+    blocks = sorted(losses)
+    z = np.minimum((np.array([losses[block] for block in blocks]) - null) / sd, CLIP)
+    best, found = 0.0, None
+    for rate in RATES if blocks else ():
+        sums = np.cumsum((rate * z - rate * rate / 2)[::-1])[::-1]
+        if sums.max() > best:
+            best, found = float(sums.max()), blocks[int(sums.argmax())]
+    return found
+
+
 @dataclass(slots=True)
 class EDetector:
     """Shiryaev-Roberts e-detector on block losses: looks are free, and a restart goes on from `state()`.
@@ -164,6 +180,12 @@ class EDetector:
     @property
     def alarm(self) -> bool:
         return self.log_e >= math.log(self.false_alarm_blocks)
+
+    def restarted(self) -> EDetector:
+        """The same detector without its evidence: it goes on after the last block that was counted."""
+        return EDetector(
+            reference=self.reference, false_alarm_blocks=self.false_alarm_blocks, last_block=self.last_block
+        )
 
     def state(self) -> dict[str, float | int | str | list[float] | None]:
         """JSON of everything that a restart needs."""

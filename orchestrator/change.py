@@ -1,0 +1,133 @@
+"""A change of the world that an incident is about: about when it began, and whether its symptoms have passed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import numpy as np
+
+from agents.backtest import horizon
+from agents.base import day_start, matured_until
+from orchestrator.crew import Crew
+from orchestrator.signals import WINDOW_BLOCKS, block_begins, days_of_block
+from state import ledger, store
+from state.rows import BlockRow, DetectorRow, IncidentRow, RunRow, SignalRow
+from state.spec import ModelSpec
+from state.store import Connection
+from tools.drift.performance import EDetector, Reference, change_point
+
+
+def change_began(spec: ModelSpec, onset: str | None, opened_at: datetime) -> datetime:
+    """About when the change began: as the signal's detector knows it, else one window before it was noticed.
+
+    The loss detector gives the most likely change point of its statistic, a drift test the start of its window. A
+    missed goal and a win of the cadence know only their newest `WINDOW_BLOCKS` labelled blocks.
+    """
+    if onset is not None:
+        return min(block_begins(onset), opened_at)
+    return day_start(opened_at - spec.data.label.delay - WINDOW_BLOCKS * spec.monitoring.block)
+
+
+def change_of(spec: ModelSpec, incident: IncidentRow) -> datetime:
+    """About when the change of an incident began."""
+    known = incident.body.get("change_from")
+    if known is None:  # opened by an earlier version
+        return change_began(spec, None, incident.opened_at)
+    return datetime.fromisoformat(str(known))
+
+
+def later_change(spec: ModelSpec, incident: IncidentRow, onset: str) -> datetime:
+    """The beginning of a further change within the incident, which then waits for rows from after that one.
+
+    Never so late that the incident would stay open without an end: see `gives_up_at`.
+    """
+    return max(change_of(spec, incident), min(block_begins(onset), incident.opened_at + horizon(spec)))
+
+
+def gives_up_at(spec: ModelSpec, incident: IncidentRow) -> datetime:
+    """From then on a backtest without a verdict is the last one of the incident: twice the time that a change takes
+    until a whole backtest has learned from it, so that a further change, or rows that were missing, had theirs."""
+    return incident.opened_at + 2 * horizon(spec)
+
+
+def onset_of(losses: Mapping[str, float], reference: Reference, level: float | None) -> str | None:
+    """The block in which the loss that a detector alarms for began to rise; None where it is no news.
+
+    `level` is the mean loss since the change that it alarmed for before, if any, and `losses` are newer than that alarm:
+    only what lies above the level by another floor is a further change, the rest belongs to the known one.
+    """
+    if level is None:
+        return change_point(losses, null=reference.null, sd=reference.sd)
+    newest = [losses[block] for block in sorted(losses)[-WINDOW_BLOCKS:]]
+    if float(np.mean(newest)) <= level + reference.null - reference.mean:
+        return None
+    return change_point(losses, null=level, sd=reference.sd)
+
+
+def level_since(losses: Mapping[str, float], onset: str) -> float:
+    """Mean loss of the blocks from `onset` on."""
+    return float(np.mean([loss for block, loss in losses.items() if block >= onset]))
+
+
+def symptoms_passed(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, run: RunRow) -> bool:
+    """Whether everything that was wrong has been right since the last sign of it, without a remedy.
+
+    The loss over the newest `WINDOW_BLOCKS` blocks is within what the detector tolerates, the goal is kept again, a
+    newer drift window is not major; in each case over blocks that were not yet labelled, or complete, at the last sign.
+    Nothing passes while an action of the run is open.
+    """
+    if any(action.subject_id == incident.id for action in ledger.open_actions(conn, spec.model)):
+        return False
+    since = datetime.fromisoformat(str(run.body.get("unhealthy_at", incident.opened_at.isoformat())))
+    signals = [row for row in store.select(conn, SignalRow, model=spec.model) if row.incident_id == incident.id]
+    losses = _losses_since(crew, conn, spec, since)
+    return bool(signals) and all(_has_passed(conn, spec, row, losses, since) for row in signals)
+
+
+def _has_passed(conn: Connection, spec: ModelSpec, signal: SignalRow, losses: list[float], since: datetime) -> bool:
+    enough = len(losses) >= WINDOW_BLOCKS
+    row_id = {
+        "loss_alarm": f"loss/{_champion(conn, spec.model)}",
+        "goal_missed": f"goal/{signal.body.get('goal_id')}",
+        "major_drift": "drift",
+    }.get(signal.name)
+    row = store.get(conn, DetectorRow, f"{spec.model}/{row_id}") if row_id is not None else None
+    if row is None:
+        return False
+    if signal.name == "loss_alarm":
+        return enough and float(np.mean(losses[:WINDOW_BLOCKS])) <= EDetector.from_state(row.state).reference.null
+    if signal.name == "goal_missed":
+        return enough and bool(row.state["kept"])
+    return row.state["level"] != "major" and datetime.fromisoformat(str(row.state["until"])) > since
+
+
+def _losses_since(crew: Crew, conn: Connection, spec: ModelSpec, since: datetime) -> list[float]:
+    """The champion's losses of blocks that had no labels at `since`, newest first, quarantined days left out."""
+    bad, version = set(crew.platform.outcomes.quarantined(spec.model)), _champion(conn, spec.model)
+    first = matured_until(since, spec.data.label.delay)
+    rows = store.select(
+        conn, BlockRow, model=spec.model, topic="loss", order="block", newest_first=True, limit=4 * WINDOW_BLOCKS
+    )
+    return [
+        float(str(row.body["loss"])) for row in rows
+        if row.body.get("version") == version and block_begins(row.block) >= first
+        and not bad & set(days_of_block(row.block, spec))
+    ]  # fmt: skip
+
+
+def _champion(conn: Connection, model: str) -> str:
+    row = store.get(conn, DetectorRow, f"{model}/champion")
+    return str(row.state["version"]) if row is not None else ""
+
+
+def begin_anew(conn: Connection, model: str) -> None:
+    """The champion's loss is healthy again: its detector begins anew, so that a relapse is news."""
+    version = _champion(conn, model)
+    raised = store.get(conn, DetectorRow, f"{model}/alarm/{version}")
+    row = store.get(conn, DetectorRow, f"{model}/loss/{version}")
+    if raised is None or row is None:
+        return
+    fresh = EDetector.from_state(row.state).restarted()
+    store.put(conn, row.model_copy(update={"state": dict(fresh.state())}), fence=None)
+    store.put(conn, raised.model_copy(update={"state": {**raised.state, "over": True}}), fence=None)
