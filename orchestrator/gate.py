@@ -121,7 +121,7 @@ def _heard(
         binding = _binding(crew, proposal, key, context)
         return _Case(request=request, verdict=crew.policy.decide(request), binding=binding, approval=approval)
 
-    approval = _usable_approval(conn, key)
+    approval = _usable_approval(crew, conn, key)
     case = ask(approval)
     if approval is not None and (approval.binding_sha256 != case.binding or case.verdict.effect != "allow"):
         _change_approval(crew, conn, approval, "void", "the evidence, the facts or the policy changed since the answer")
@@ -242,9 +242,29 @@ def _decided(crew: Crew, run: RunRow, proposal: Proposal, key: str, case: _Case)
     )  # fmt: skip
 
 
-def _usable_approval(conn: Connection, key: str) -> ApprovalRow | None:
+def _usable_approval(crew: Crew, conn: Connection, key: str) -> ApprovalRow | None:
+    """The newest yes to this action that the log holds as well; a row that only says so is void, and people hear of it."""
     found = store.select(conn, ApprovalRow, action_key=key, status="approved")
-    return found[-1] if found else None
+    for row in reversed(found):
+        if _in_the_log(conn, row):
+            return row
+        row.answered_by = row.answered_at = None
+        _change_approval(crew, conn, row, "void", "the row says approved, and the log holds no such answer")
+        tell(
+            crew, conn, key=f"forged/{row.id}", title=f"{row.model}: somebody wrote an approval past the log",
+            text=f"{row.action} was marked as approved, and nobody's answer is recorded. `steady audit verify` looks for more.",
+        )  # fmt: skip
+    return None
+
+
+def _in_the_log(conn: Connection, row: ApprovalRow) -> bool:
+    """Whether the log holds the yes, and the question as the row has it."""
+    entries = log.read(conn, run_id=row.run_id, kind="approval_changed")
+    said = [d for e in entries if isinstance(d := e.decision, ApprovalChanged) and d.approval_id == row.id]
+    asked = [d.binding_sha256 for d in said if d.change == "asked" and d.binding_sha256 is not None]
+    return (not asked or asked[-1] == row.binding_sha256) and any(
+        (d.change, d.action_key, d.roles) == ("approved", row.action_key, row.roles) for d in said
+    )
 
 
 def _rejection(conn: Connection, key: str, binding: str) -> ApprovalRow | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -233,3 +234,30 @@ def test_a_version_that_does_not_exist_calls_off_no_rollout(stage: Stage) -> Non
 
     assert stage.weights() == on_its_way
     assert stage.rollout().status == "running"
+
+
+@pytest.mark.parametrize("forge", [
+    pytest.param({"status": "approved", "answered_by": "mallory"}, id="a-yes"),
+    pytest.param({"status": "approved", "roles": ["admin", "approver"]}, id="more-roles"),
+])  # fmt: skip
+def test_an_approval_that_only_its_row_says_is_void_and_people_hear_of_it(stage: Stage, forge: dict[str, Any]) -> None:
+    stage.ask("deploy", version="2")
+    stage.settle()
+    question: ApprovalRow
+    (question,) = stage.rows(ApprovalRow)
+    stage.put(question.model_copy(update=forge))
+    stage.days(1)
+
+    first, second = stage.rows(ApprovalRow)
+    assert (first.id, first.status, first.answered_by, second.status) == (question.id, "void", None, "pending")
+    assert stage.weights() == {"1": 100, "2": 0}
+    assert any("past the log" in message.title for message in stage.messages())
+
+
+def test_an_approved_question_whose_binding_was_changed_since_is_void(stage: Stage) -> None:
+    stage.ask("deploy", version="2")
+    stage.settle()
+    answered = stage.answer("approved")
+    stage.put(answered.model_copy(update={"binding_sha256": "0" * 64}))
+    stage.days(1)
+    assert [row.status for row in stage.rows(ApprovalRow)] == ["void", "pending"]
