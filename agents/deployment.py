@@ -310,24 +310,25 @@ def _promote(situation: Situation, reading: dict[str, Any], reason: str) -> Move
 
 
 def _judge_rollback(situation: Situation, reading: dict[str, Any]) -> Move:
-    """All traffic back to the version that was healthy before: the champion, or the previous one in the bake window."""
+    """All traffic back to the version that was healthy before: the champion, the previous one in the bake window, or the
+    earlier champion that a person wants back."""
     rollout = situation.rollout
     baking = rollout is not None and rollout.phase == "bake"
-    target = situation.previous if baking else situation.champion
+    restoring = rollout is not None and situation.facts.get("rollback_to") == rollout.candidate
+    leaving = situation.champion if restoring else situation.candidate
+    target = situation.candidate if restoring else situation.previous if baking else situation.champion
     if target is None or not reading["endpoints"].get(target, False):
         return Wait(until=None, waits_for=f"a person: version {target or 'none'} is not ready to take the traffic back")
     weights: dict[str, JsonValue] = dict.fromkeys(reading["weights"], 0)
     weights[target] = 100
     args: dict[str, JsonValue] = {
         "rollout": _rollout_id(situation),
-        "version": situation.candidate,
+        "version": leaving,
         "to": target,
         "weights": weights,
         "after": situation.last_traffic_key,
     }
-    return proposal(
-        situation, "deployment", args, f"version {situation.candidate} must not serve: back to version {target}"
-    )
+    return proposal(situation, "deployment", args, f"version {leaving} must not serve: back to version {target}")
 
 
 def _rollout_id(situation: Situation) -> str:

@@ -57,6 +57,7 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
         _refuse_unmeasured(conn, model, goal)
     if version is not None and goal.version not in ROLES:
         _refuse_missing(workspace, model, version)
+        _refuse_never_served(workspace, model, version, goal)
     goal = goal.model_copy(update={"model": model, "version": version})
     with workspace.db.transaction() as conn:
         row = GoalRow(
@@ -104,6 +105,19 @@ def _refuse_missing(workspace: Workspace, model: str, version: str) -> None:
         f"goal: {model} has no version {version[:40]}",
         remedy=f"Name one of: {', '.join(known)}" if known else "Register a version first: there is none yet",
     )
+
+
+def _refuse_never_served(workspace: Workspace, model: str, version: str, goal: Goal) -> None:
+    """A rollback gives all traffic at once: only to a version that had it before."""
+    if goal.intent != "rollback":
+        return
+    with workspace.db.transaction() as conn:
+        served = served_versions(conn, model)
+    if version not in served:
+        raise InputError(
+            f"goal: version {version} of {model} never served",
+            remedy=f"Deploy it, or roll back to one that did: {', '.join(served) or 'none yet'}",
+        )
 
 
 def _refuse_unmeasured(conn: Connection, model: str, goal: Goal) -> None:
@@ -163,6 +177,10 @@ def _resolve_version(conn: Connection, model: str, goal: Goal) -> str | None:
     champion = store.get(conn, DetectorRow, f"{model}/champion")
     state = champion.state if champion is not None else {}
     found = {"champion": state.get("version"), "previous": state.get("previous")}.get(version)
+    if version == "previous" and goal.intent == "rollback":
+        # Mid-rollout it is the version that the traffic is taken back to.
+        running = store.select(conn, RolloutRow, model=model, status="running")
+        found = running[0].stable if running else found
     if version in ("challenger", "latest"):
         rollouts = store.select(conn, RolloutRow, model=model, newest_first=True, limit=1)
         found = rollouts[0].candidate if rollouts else None

@@ -278,12 +278,17 @@ def _rolled_back(
     crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
 ) -> None:
     row = _rollout(conn, intent)
+    restored = row is not None and row.candidate == intent.args["to"]
     if row is not None:
-        _leave(crew, row, run)
+        if restored:
+            row.phase, row.status, row.finished_at = "completed", "completed", crew.clock.now()
+        else:
+            _leave(crew, row, run)
         _note_weights(crew, conn, row, outcome, fence)
     champion = DetectorRow(
         id=f"{intent.model}/champion", model=intent.model,
-        state={"version": intent.args["to"], "since": crew.clock.now().isoformat(), "previous": None},
+        state={"version": intent.args["to"], "since": crew.clock.now().isoformat(),
+               "previous": intent.args["version"] if restored else None},
     )  # fmt: skip
     known = store.get(conn, DetectorRow, champion.id)
     if known is None or known.state.get("version") != intent.args["to"]:

@@ -10,7 +10,7 @@ from orchestrator.crew import Crew
 from orchestrator.gate import withdraw_questions
 from state import store
 from state.goals import Goal
-from state.rows import DetectorRow, GoalRow, RolloutRow, RunRow
+from state.rows import ActionRow, DetectorRow, GoalRow, RolloutRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection
 
@@ -30,7 +30,7 @@ def goal_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
         # Before anything makes way for it: a slip of the finger must not call off a rollout.
         return Aim(move="end", outcome="no_such_version")
     if goal.intent == "rollback":
-        return _rollback_aim(crew, conn, run, spec, others)
+        return _rollback_aim(crew, conn, run, spec, goal.version, others)
     if goal.intent in ("deploy", "promote"):
         first = _first(crew, conn, run, str(goal.version), others)
         if first is not None:
@@ -51,22 +51,60 @@ def goal_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
     return reach(*names)
 
 
-def _rollback_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, running: list[RolloutRow]) -> Aim:
-    """A rollback by hand calls off what is under way; without a rollout, it puts strayed traffic back on the champion."""
-    goal: tuple[FactName, ...] = ("rolled_back", "traffic_on_champion")
-    if all(run.facts.get(name) for name in goal):
+def _rollback_aim(
+    crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, version: str | None, running: list[RolloutRow]
+) -> Aim:
+    """A rollback by hand calls off what is under way, then brings back the version that is wanted.
+
+    Where nothing is under way and no earlier version is meant, it puts strayed traffic back on the champion.
+    """
+    facts = run.facts
+    if facts.get("rolled_back") and facts.get("traffic_on_champion"):
+        if run.body.get("rollout_id") and not facts.get("version_retired"):
+            return reach("version_retired")
         return Aim(move="end", outcome="achieved")
+    row = store.get(conn, DetectorRow, f"{run.model}/champion")
+    champion = str(row.state["version"]) if row is not None else None
+    if "rollback_to" not in facts:
+        # Settled before anything moves: the rollback itself changes what "previous" means.
+        before = running[0].stable if running else row.state.get("previous") if row is not None else None
+        facts["rollback_to"] = before if version in (None, "previous") else version
     if running:
-        run.facts["called_off"] = True
+        facts["called_off"] = True
         changed = call_off(crew, conn, running[0], "a person rolls it back")
         return Aim(move="wait", waits_for=f"version {running[0].candidate} to leave the traffic", changed=changed)
-    if run.facts.get("called_off"):
+    if champion is not None and facts["rollback_to"] not in (None, champion):
+        return _restoring_aim(crew, conn, run, str(facts["rollback_to"]))
+    if facts.get("called_off"):
         return Aim(move="end", outcome="achieved")
     route = crew.platform.mesh.read(spec.model)
-    champion = store.get(conn, DetectorRow, f"{spec.model}/champion")
-    if route is None or champion is None or route.weights.get(str(champion.state["version"])) == 100:
+    if route is None or champion is None or route.weights.get(champion) == 100:
         return Aim(move="end", outcome="nothing_to_roll_back")
-    return reach(*goal)
+    return reach("rolled_back", "traffic_on_champion")
+
+
+def _restoring_aim(crew: Crew, conn: Connection, run: RunRow, version: str) -> Aim:
+    """An earlier champion is staged again and takes all traffic in one write; what it replaces is retired."""
+    if not run.body.get("rollout_id"):
+        if (waiting := _leaving(conn, run)) is not None:
+            return waiting
+        if crew.platform.registry.get(run.model, version) is None:
+            return Aim(move="end", outcome="no_such_version")
+        if version not in served_versions(conn, run.model):
+            return Aim(move="end", outcome="never_served")
+        # It was judged when it was promoted; whether it is healthy now is what policy asks a person.
+        run.facts |= {
+            "candidate": version, "candidate_registered": True, "gates_evaluated": True, "gates_cleared": True,
+        }  # fmt: skip
+    if not run.facts.get("version_staged"):
+        return reach("version_staged")
+    return reach("rolled_back", "traffic_on_champion")
+
+
+def served_versions(conn: Connection, model: str) -> list[str]:
+    """Versions that were promoted once, oldest first."""
+    promoted = store.select(conn, ActionRow, model=model, kind="promote", order="log_index")
+    return list(dict.fromkeys(str(row.args["version"]) for row in promoted if row.state in ("verified", "reverted")))
 
 
 def _first(crew: Crew, conn: Connection, run: RunRow, version: str, running: list[RolloutRow]) -> Aim | None:
@@ -89,12 +127,19 @@ def _first(crew: Crew, conn: Connection, run: RunRow, version: str, running: lis
             return Aim(move="wait", waits_for=f"version {rollout.candidate} to leave the traffic", changed=changed)
     if is_champion and not run.body.get("rollout_id"):
         return Aim(move="end", outcome="achieved")
-    for other in store.select(conn, RunRow, model=run.model, status=["ready", "waiting"]):
-        if other.id != run.id and other.facts.get("canary_failed"):
-            # Until its server is gone and its incident closed, the facts are not those that an answer was given for.
-            return Aim(move="wait", waits_for=f"version {other.facts.get('candidate')} to leave the traffic")
+    if (waiting := _leaving(conn, run)) is not None:
+        return waiting
     if not run.body.get("rollout_id") and run.facts.get("compared_with", serving) != serving:
         _judge_anew(crew, conn, run)
+    return None
+
+
+def _leaving(conn: Connection, run: RunRow) -> Aim | None:
+    """Wait while another run takes its version off: until its server is gone and its incident closed, the facts are not
+    those that an answer was given for."""
+    for other in store.select(conn, RunRow, model=run.model, status=["ready", "waiting"]):
+        if other.id != run.id and other.facts.get("canary_failed"):
+            return Aim(move="wait", waits_for=f"version {other.facts.get('candidate')} to leave the traffic")
     return None
 
 

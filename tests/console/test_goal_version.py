@@ -15,14 +15,22 @@ from console.settings import Settings
 from console.workspace import Workspace, open_workspace
 from state import store
 from state.errors import InputError
-from state.rows import DetectorRow, GoalRow, ModelRow, Row
+from state.rows import ActionRow, DetectorRow, GoalRow, ModelRow, RolloutRow, Row
 from tests.tools.control_rows import START, spec_of
 from tools.tracking import embedded_uri, mlflow_errors
 
 
+def promoted(version: str) -> ActionRow:
+    return ActionRow(
+        id=f"promote-{version}", model="parcels", subject_id="g", kind="promote", state="verified",
+        args={"version": version}, args_sha256="", attempt=1, agent="deployment", run_id=None, prior={},
+        evidence_ids=[], facts_sha256="", policy_sha256="", approval_id=None, epoch=1, created_at=START,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose registry holds versions 1 and 2 of `parcels`."""
+    """A workspace whose registry holds versions 1, 2 and 3 of `parcels`; the first two served."""
     home = tmp_path_factory.mktemp("registered") / "ws"
     workspace = open_workspace(Settings(home=home), create=True)
     rows: list[Row] = [
@@ -33,11 +41,13 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with workspace.db.transaction() as conn:
         for row in rows:
             store.put(conn, row, fence=None)
+        for version in ("1", "2"):
+            store.write(conn, promoted(version), log_index=int(version))
     workspace.close()
     with mlflow_errors("two versions"):
         client = MlflowClient(embedded_uri(home))
         client.create_registered_model("parcels")
-        for _ in range(2):
+        for _ in range(3):
             client.create_model_version("parcels", str(home / "package"))
     return home
 
@@ -67,7 +77,7 @@ def test_a_version_that_does_not_exist_is_refused_with_those_that_do(workspace: 
         services.submit_goal(workspace, text)
 
     assert "parcels has no version 99" in refused.value.message
-    assert "1, 2" in refused.value.remedy
+    assert "1, 2, 3" in refused.value.remedy
     assert goals(workspace) == before
 
 
@@ -100,4 +110,30 @@ def test_the_command_ends_with_code_2_and_names_the_versions(
     said = capsys.readouterr()
     assert (ended.value.code, said.out) == (2, "")
     assert "no version 99" in said.err
-    assert "1, 2" in said.err
+    assert "1, 2, 3" in said.err
+
+
+def test_a_rollback_to_a_version_that_never_served_is_refused_with_those_that_did(workspace: Workspace) -> None:
+    with pytest.raises(InputError) as refused:
+        services.submit_goal(workspace, '{"intent": "rollback", "model": "parcels", "version": "3"}')
+    assert "version 3 of parcels never served" in refused.value.message
+    assert "1, 2" in refused.value.remedy
+
+    row = services.submit_goal(workspace, '{"intent": "rollback", "model": "parcels", "version": "1"}')
+    assert row.goal["version"] == "1"
+
+
+def test_previous_is_what_traffic_would_return_to(workspace: Workspace) -> None:
+    def meant() -> object:
+        return services.submit_goal(workspace, "roll back parcels").goal["version"]
+
+    assert meant() == "1"
+    running = RolloutRow(
+        id="running", model="parcels", status="running", candidate="3", stable="2", phase="canary", started_at=START
+    )
+    with workspace.db.transaction() as conn:
+        store.put(conn, running, fence=None)
+    assert meant() == "2"
+    with workspace.db.transaction() as conn:
+        store.put(conn, running.model_copy(update={"status": "completed"}), fence=None)
+    assert meant() == "1"

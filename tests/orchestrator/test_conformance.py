@@ -94,17 +94,6 @@ def test_c09_a_rollback_in_the_bake_window_returns_to_the_previous_version(at: A
     stage.check_books()
 
 
-def test_a_rollback_with_nothing_to_roll_back_says_so(at: At) -> None:
-    stage = at("after")
-    effects = len(stage.world.effects)
-    run = stage.ask("rollback", version="previous")
-    stage.settle()
-
-    (goal,) = stage.rows(GoalRow, id=run.subject_id)
-    assert (goal.status, goal.outcome) == ("failed", "nothing_to_roll_back")
-    assert len(stage.world.effects) == effects
-
-
 def test_c13_a_candidate_that_loses_its_server_loses_its_traffic(at: At) -> None:
     stage = at("canary")
     stage.world.model("churn").servers["2"].alive = False
