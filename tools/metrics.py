@@ -102,11 +102,12 @@ def parse_sample(text: str, *, source: str) -> ServiceSample | None:
 def window(before: ServiceSample | None, after: ServiceSample | None) -> ServiceWindow | None:
     """What is known to have happened between two samples; None is `no_data`: a sample is missing, or nothing was asked.
 
-    A proxy that started in between began at zero, so that all it counted came after `before`.
+    A proxy that started in between began at zero, and so did the counters of a version that left the route and came
+    back: all that they hold came after `before`.
     """
     if before is None or after is None:
         return None
-    if before.source != after.source:
+    if before.source != after.source or after.n_requests < before.n_requests:
         before = ServiceSample(n_requests=0, n_errors=0, latency_buckets_ms={}, source=after.source)
     n_requests = after.n_requests - before.n_requests
     n_errors = after.n_errors - before.n_errors

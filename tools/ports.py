@@ -156,7 +156,7 @@ class ServiceSample:
     latency_buckets_ms: Mapping[float, int]
     """Cumulative counts by upper bound; the last bound is infinity."""
     source: str
-    """Changes when the counters restarted at zero."""
+    """Changes when the counters restarted at zero; those of one version may also start again by themselves."""
 
 
 class Metrics(Protocol):

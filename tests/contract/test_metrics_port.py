@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.contract.support import MODEL, Side, served_world
 from tests.serving.support import call
 from tools.mesh.envoy import EnvoyMesh
 from tools.metrics import EnvoyMetrics, window
-from tools.ports import Endpoint, Metrics, ServiceSample
+from tools.ports import Endpoint, Mesh, Metrics, ServiceSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,9 @@ class Traffic:
     fail: Callable[[], None]
     """From now on version 1 gives no answer."""
     restart_proxy: Callable[[], None]
+    mesh: Mesh
+    endpoint: Endpoint
+    """Of version 1."""
 
 
 class Upstream:
@@ -63,6 +66,8 @@ def world_traffic(folder: Path) -> Traffic:
         send=send,
         fail=lambda: world.degrade(MODEL, Condition(version="1", dead=True)),
         restart_proxy=world.restart_proxy,
+        mesh=build(world).mesh,
+        endpoint=build(world).servers.list(MODEL)[0],
     )
 
 
@@ -81,8 +86,9 @@ def laptop_traffic(folder: Path, upstream: Upstream) -> Traffic:
         mesh.start()
 
     return Traffic(
-        side=Side(open=lambda: EnvoyMetrics(folder)), send=send, fail=upstream.close, restart_proxy=restart_proxy
-    )
+        side=Side(open=lambda: EnvoyMetrics(folder)), send=send, fail=upstream.close, restart_proxy=restart_proxy,
+        mesh=mesh, endpoint=one,
+    )  # fmt: skip
 
 
 @pytest.fixture(params=["world", pytest.param("laptop", marks=pytest.mark.xdist_group("envoy"))])
@@ -155,4 +161,22 @@ def test_a_proxy_that_starts_again_counts_from_zero_under_another_source(traffic
 
     n_sent = traffic.send()
     seen = window(before, sample(traffic))
+    assert seen is not None and seen.n_requests == n_sent
+
+
+def test_a_version_that_left_the_route_and_came_back_counts_from_zero_under_the_same_source(traffic: Traffic) -> None:
+    traffic.send()
+    traffic.send()
+    before = sample(traffic)
+    mesh = traffic.mesh
+    mesh.stage(endpoint=replace(traffic.endpoint, version="2", key="s2"), key="s2")
+    mesh.set_weights(model=MODEL, weights={"1": 0, "2": 100}, key="w1")
+    mesh.retire(model=MODEL, version="1", key="r1")
+    mesh.stage(endpoint=traffic.endpoint, key="s1-again")
+    mesh.set_weights(model=MODEL, weights={"2": 0, "1": 100}, key="w2")
+    n_sent = traffic.send()
+    after = sample(traffic)
+
+    assert (after.source, after.n_requests) == (before.source, n_sent)
+    seen = window(before, after)
     assert seen is not None and seen.n_requests == n_sent

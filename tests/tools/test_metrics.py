@@ -76,6 +76,12 @@ def test_counters_of_another_process_began_at_zero_after_the_first_sample() -> N
     assert window(before, replace(HUNDRED, source="b")) == window(ZERO, HUNDRED)
 
 
+def test_a_count_that_fell_began_anew_after_the_first_sample() -> None:
+    before = ServiceSample(n_requests=900, n_errors=90, latency_buckets_ms={10.0: 1, math.inf: 900}, source="a")
+
+    assert window(before, HUNDRED) == window(ZERO, HUNDRED)
+
+
 def test_requests_that_the_version_did_not_answer_have_no_latency() -> None:
     failed = replace(ZERO, n_requests=10, n_errors=10)
     seen = window(ZERO, failed)
