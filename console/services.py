@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from console.wiring import registry
 from console.workspace import Workspace, domain_now, require_role
+from orchestrator.goal_aims import served_versions
 from orchestrator.goals.reading import read_goal
 from orchestrator.promises import promise_id
 from state import log, store
