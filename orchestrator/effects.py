@@ -13,7 +13,7 @@ from agents.training import gates_learned
 from orchestrator.actions import CATALOGUE
 from orchestrator.change import gives_up_at
 from orchestrator.context import written_weights
-from orchestrator.crew import Crew, keep_evidence, observe
+from orchestrator.crew import Crew, keep_evidence, observe, tell
 from orchestrator.runs import cite
 from state import store
 from state.ledger import CommittedIntent
@@ -117,6 +117,11 @@ def _look_again(
             return None
         at = next_look(spec, now, intent.args)
         run.facts["remedy_known"] = False
+        tell(
+            crew, conn, key=f"waits/{incident.id}", title=f"{incident.title}: open, and no verdict yet",
+            text=f"{incident.body.get('text', incident.title)}. Whether retraining helps is not known yet: "
+            f"{paired['open_because']}; the next backtest comes on {at:%Y-%m-%d}.",
+        )  # fmt: skip
     else:
         return None
     run.facts["look_at"] = at.isoformat()

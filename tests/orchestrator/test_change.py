@@ -80,6 +80,10 @@ def test_a_loss_that_could_not_have_learned_from_the_change_waits_and_the_recipe
     (run,) = stage.rows(RunRow, subject_id=incident.id)
     assert (run.status, incident.status) == ("waiting", "open")
     assert on(run.facts["look_at"]) == began + days(5 + 10)
+    waits = f"waits/{incident.id}"
+    (told,) = [m for m in stage.world.state.messages if m.key == waits]
+    assert "predictions have become worse" in told.title
+    assert f"the next backtest comes on {began + days(15):%Y-%m-%d}" in told.text
 
     stage = stage.again()
     stage.days((on(run.facts["look_at"]) - stage.clock.now()).days + 1)
@@ -160,6 +164,7 @@ def test_an_incident_that_never_has_enough_blocks_says_so_in_the_end_and_looks_n
         end = incident.opened_at + 2 * days(5 + 4)
         assert incident.closed_at is not None
         assert end <= incident.closed_at <= end + days(6)
+        assert [m.id for m in stage.messages() if m.id.startswith("waits/")] == [f"waits/{incident.id}"]
         found = [d for d in backtests(stage) if d.incident_id == incident.id]
         assert {d.verdict for d in found} == {"no_verdict"}
         assert 2 <= len(found) <= 6
