@@ -134,6 +134,13 @@ def check_time(workspace: Workspace, window: Window | None) -> None:
             refuse_living(workspace.home, lease)
 
 
+def check_idle(workspace: Workspace) -> None:
+    """Raises InputError where a process looks after a model of the workspace."""
+    with workspace.db.snapshot() as conn:
+        for lease in leases.held(conn):
+            refuse_living(workspace.home, lease)
+
+
 def refuse_living(home: Path, lease: leases.Lease) -> None:
     """Raises InputError where a lease's owner is another process that runs."""
     pid = living_owner(lease.owner)

@@ -13,6 +13,7 @@ from console.workspace import Workspace, domain_now, require_role
 from orchestrator.goal_aims import served_versions
 from orchestrator.goals.reading import read_goal
 from orchestrator.promises import promise_id
+from policies.current import difference
 from state import log, store
 from state.clock import WallClock
 from state.decisions import ApprovalChanged, Commanded
@@ -287,6 +288,7 @@ def set_hold(workspace: Workspace, model: str | None, held: bool, reason: str) -
 
 def status(workspace: Workspace) -> dict[str, Any]:
     """The present state, as people and programs read it."""
+    approved = workspace.approved_sha256()
     with workspace.db.transaction() as conn:
         halt = store.get(conn, SwitchRow, "halt")
         documents = DocumentStore(workspace.home / "mesh")
@@ -297,7 +299,8 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "user": getpass.getuser(),
         "domain_time": domain_now(workspace).isoformat(),
         "halted": bool(halt and halt.body.get("on")),
-        "policy_sha256": workspace.policy.sha256,
+        "policy_sha256": approved,
+        "policy_problem": difference(workspace.policy_dir, approved),
         "models": models,
         "approvals": [
             {"id": a.id, "model": a.model, "action": a.action, "roles": a.roles, "reason": a.reason,

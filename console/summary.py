@@ -13,6 +13,7 @@ import polars as pl
 
 from console import chronicle
 from console.chronicle import Records, Stint
+from console.signing import load_signer
 from console.summary_text import render_text
 from console.summary_types import (
     BlockMetric,
@@ -300,7 +301,8 @@ def _errors(actions: Sequence[ActionRow], versions: Sequence[str], model: str, p
 
 
 def _log_check(workspace: Workspace) -> LogCheck:
-    result = audit.verify(workspace.db, workspace.second_place, workspace.signer.vkey)
+    vkey = load_signer(workspace).vkey
+    result = audit.verify(workspace.db, workspace.second_place, vkey)
     return LogCheck(
         path=workspace.db.name,
         n_records=result.n_records,
@@ -308,7 +310,7 @@ def _log_check(workspace: Workspace) -> LogCheck:
         ok=result.ok,
         problems=result.problems,
         notes=result.notes,
-        vkey=workspace.signer.vkey,
+        vkey=vkey,
         checkpoints=str(workspace.second_place),
     )
 

@@ -15,6 +15,7 @@ import polars as pl
 
 from console.interrupts import left_to_the_event_loop, undisturbed
 from console.preflight import Say, Window, check_port, check_served, check_time, claim, import_rows
+from console.signing import load_signer
 from console.specs import LoadedSpec
 from console.wiring import data_plane, laptop_platform, make_crew
 from console.workspace import Workspace
@@ -81,13 +82,16 @@ def start_model(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
     """
     spec = loaded.spec
     check_served(spec)
+    policy, signer = workspace.load_policy(), load_signer(workspace)
     claim(workspace, spec.model)
     check_port(workspace, loaded)
     check_time(workspace, window)
     window = import_rows(workspace, loaded, window=window, say=say)
     platform = laptop_platform(workspace, {spec.model: spec})
     clock: Clock = ReplayClock(_replay_now(workspace, window)) if window else _wall_clock(workspace)
-    crew = make_crew(workspace, platform, clock, say, patience=None if window else PATIENCE)
+    crew = make_crew(
+        workspace, platform, clock, say, policy=policy, signer=signer, patience=None if window else PATIENCE
+    )  # fmt: skip
     stack = ExitStack()
     graph = stack.enter_context(open_graph(workspace.home / "steady.db"))
     running = Running(

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from console.workspace import Workspace
 from orchestrator.crew import Crew
+from policies.current import Policy
 from state.clock import Clock
 from state.ids import Uuid7Source
+from state.keys import Signer
 from state.spec import ModelSpec
 from tools.mesh.envoy import EnvoyMesh
 from tools.ports import Platform, Registry
@@ -84,17 +86,19 @@ def make_crew(
     clock: Clock,
     say: Callable[[str, str], None],
     *,
+    policy: Policy,
+    signer: Signer,
     patience: timedelta | None = None,
 ) -> Crew:
     """A crew of this process over the workspace's state."""
     return Crew(
         db=workspace.db,
-        policy=workspace.policy,
+        policy=policy,
         platform=platform,
         clock=clock,
         ids=Uuid7Source(),
         owner=this_process(),
-        signer=workspace.signer,
+        signer=signer,
         second_place=workspace.second_place,
         say=say,
         patience=patience,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import getpass
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from console.settings import Settings
+from policies.current import CurrentPolicy
 from policies.engine import SHIPPED, PolicySet
 from state import log, store
 from state.clock import WallClock
@@ -16,13 +18,14 @@ from state.decisions import Genesis
 from state.errors import InputError
 from state.files import write_once
 from state.ids import Uuid7Source
-from state.keys import Signer, load_or_create
+from state.keys import load_or_create
 from state.rows import SwitchRow
-from state.store import Database
+from state.store import Connection, Database
 from tools.servers import ensure_token
 
 ROLES = ("viewer", "operator", "approver", "auditor", "admin")
 MARKER = "steady.db"
+KEY_FILE = Path("keys", "log_ed25519")
 REMOVING = ".removing"
 """Stands in a workspace from before its first file is removed until after its last."""
 
@@ -34,8 +37,6 @@ class Workspace:
     home: Path
     settings: Settings
     db: Database
-    policy: PolicySet
-    signer: Signer
     token: str
     """Secret shared with our own servers."""
 
@@ -47,6 +48,27 @@ class Workspace:
     def roles_file(self) -> Path:
         return self.home / "roles.toml"
 
+    @property
+    def key_file(self) -> Path:
+        return self.home / KEY_FILE
+
+    @property
+    def policy_dir(self) -> Path:
+        return self.settings.policy_dir or SHIPPED
+
+    def approved_sha256(self) -> str:
+        """Digest of the approved policy set."""
+        with self.db.snapshot() as conn:
+            return str(log.approved_policy(conn))
+
+    def load_policy(self) -> CurrentPolicy:
+        """The approved policy set, for those who act by it.
+
+        Raises:
+            InputError: the files are not the approved set.
+        """
+        return CurrentPolicy(self.policy_dir, PolicySet.load(self.policy_dir, self.approved_sha256()))
+
     def close(self) -> None:
         self.db.close()
 
@@ -55,8 +77,7 @@ def open_workspace(settings: Settings, *, create: bool) -> Workspace:
     """Open the workspace; with `create`, make it on the first start and write the genesis decision.
 
     Raises:
-        InputError: there is none (and `create` is False), it is half removed, its policy set is not the approved one,
-            or it is damaged.
+        InputError: there is none (and `create` is False), it is half removed, or it is damaged.
     """
     home = settings.home.resolve()
     if (home / REMOVING).exists():
@@ -76,13 +97,12 @@ def open_workspace(settings: Settings, *, create: bool) -> Workspace:
     db = Database.open(settings.database())
     try:
         db.upgrade()
-        signer = load_or_create(home / "keys" / "log_ed25519", "steadyhand")
         token = _token(home / "tokens" / "control")
-        policy = _approved_policy(db, settings, home, signer)
+        _first_start(db, settings, home)
     except BaseException:
         db.close()
         raise
-    return Workspace(home=home, settings=settings, db=db, policy=policy, signer=signer, token=token)
+    return Workspace(home=home, settings=settings, db=db, token=token)
 
 
 def _make_folders(home: Path) -> None:
@@ -102,14 +122,13 @@ def _token(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _approved_policy(db: Database, settings: Settings, home: Path, signer: Signer) -> PolicySet:
-    """The policy set, if its digest is the one that the log approved; the first start approves it."""
-    directory = settings.policy_dir or SHIPPED
-    with db.transaction() as conn:
-        approved = store.get(conn, SwitchRow, "policy")
-    if approved is not None:
-        return PolicySet.load(directory, approved_sha256=str(approved.body["sha256"]))
-    policy = PolicySet.load(directory)
+def _first_start(db: Database, settings: Settings, home: Path) -> None:
+    """The genesis decision, once: it approves the policy set, names the key that signs, and says who holds which roles."""
+    with db.snapshot() as conn:
+        if log.approved_policy(conn) is not None:
+            return
+    policy = PolicySet.load(settings.policy_dir or SHIPPED)
+    signer = load_or_create(home / KEY_FILE, "steadyhand")
     user = getpass.getuser()
     roles = {user: list(ROLES)}
     held = ", ".join(f'"{role}"' for role in ROLES)
@@ -117,15 +136,19 @@ def _approved_policy(db: Database, settings: Settings, home: Path, signer: Signe
     write_once(home / "roles.toml", text.encode())
     now = WallClock().now()
     with db.transaction() as conn:
-        if store.get(conn, SwitchRow, "policy") is None:
+        if log.approved_policy(conn) is None:
             genesis = Genesis(
                 decision_id=Uuid7Source().new_id(), at=now, recorded_at=now, actor=f'User::"{user}"',
                 summary=f"First start: {user} approves the policy set {policy.sha256[:12]} and holds every role.",
                 policy_sha256=policy.sha256, signing_key=signer.vkey, roles=roles,
             )  # fmt: skip
             log.append(conn, genesis)
-            store.put(conn, SwitchRow(id="policy", body={"sha256": policy.sha256}), fence=None)
-    return policy
+            keep_sources(conn, policy.sha256, policy.sources)
+
+
+def keep_sources(conn: Connection, sha256: str, sources: Mapping[str, str]) -> None:
+    """Keep the text of an approved policy set under its digest, so that a later one can be compared with it."""
+    store.put(conn, SwitchRow(id=f"policy/{sha256}", body={"sources": dict(sources)}), fence=None)
 
 
 def roles_of(workspace: Workspace, user: str) -> list[str]:
@@ -144,16 +167,17 @@ def roles_of(workspace: Workspace, user: str) -> list[str]:
     return [str(role) for role in held]
 
 
-def require_role(workspace: Workspace, role: str) -> str:
-    """The present user, if they hold `role`.
+def require_role(workspace: Workspace, *roles: str) -> str:
+    """The present user, if they hold one of `roles`.
 
     Raises:
         InputError: they do not.
     """
     user = getpass.getuser()
-    if role not in roles_of(workspace, user):
+    if not set(roles) & set(roles_of(workspace, user)):
+        names = " or ".join(repr(role) for role in roles)
         raise InputError(
-            f"{user} does not hold the role {role!r}", remedy=f"Ask an admin to add it in {workspace.roles_file}"
+            f"{user} does not hold the role {names}", remedy=f"Ask an admin to add it in {workspace.roles_file}"
         )
     return user
 

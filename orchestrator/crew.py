@@ -10,7 +10,7 @@ from typing import Literal, TypedDict
 
 from pydantic import JsonValue
 
-from policies.engine import PolicySet
+from policies.current import Policy
 from state import log, store
 from state.canonical import digest
 from state.clock import Clock, WallClock
@@ -38,7 +38,7 @@ LEASE_SECONDS = 60.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
     db: Database
-    policy: PolicySet
+    policy: Policy
     platform: Platform
     clock: Clock
     """Domain time."""

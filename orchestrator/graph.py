@@ -33,6 +33,7 @@ from orchestrator.planner import NoPlan, plan
 from orchestrator.runs import DENIED_DAYS, aim, cite, end_run
 from orchestrator.situation import situation_of, true_facts
 from orchestrator.way import TAKES_THE_ROUTE, Refused, make_way
+from policies.lint import POLICY_CHANGED
 from state import ledger, store
 from state.canonical import digest
 from state.plans import ActionKind, AgentName, Plan, Proposal
@@ -236,11 +237,11 @@ def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, rulin
 
 _PASSING = frozenset({"kill-switch", "halted", "model-held", "advise-mode", "one-risky-action", "unknown-effects",
                       "actions-per-hour", "actions-per-day", "freeze", "freeze-window", "training-on-bad-data",
-                      "stale-labels", "one-rollout"})  # fmt: skip
+                      "stale-labels", "one-rollout", POLICY_CHANGED})  # fmt: skip
 """Denials that pass by themselves or by a person's hand: the promotion waits rather than fails."""
 
 
-_STOPS = frozenset({"kill-switch", "model-held", "advise-mode", "freeze-window"})
+_STOPS = frozenset({"kill-switch", "model-held", "advise-mode", "freeze-window", POLICY_CHANGED})
 
 
 def _stopped_by_people(ruling: Ruling) -> bool:

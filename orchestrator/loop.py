@@ -15,6 +15,7 @@ from orchestrator.crew import Crew, tell
 from orchestrator.execute import MAX_RETRIES, recover
 from orchestrator.gate import expire_approvals
 from orchestrator.graph import GRAPH_VERSION, Desk, Graph
+from orchestrator.heed import heed_policy
 from orchestrator.route import watch_route
 from orchestrator.triage import cadence_due, cadence_signal, look_again, note_cadence, start_cadence, take_in
 from orchestrator.watch import begin, watch
@@ -46,6 +47,7 @@ def tick(crew: Crew, graph: Graph, spec: ModelSpec) -> Tick:
     if lease is None:
         return Tick(outcome="not_ours")
     fence = lease.fence
+    heed_policy(crew)
     expire_approvals(crew, spec.model)
     runs = _open_runs(crew, spec.model)
     busy = recover(crew, spec, {run.id: run for run in runs}, fence=fence)

@@ -92,10 +92,20 @@ def answer_question(
     return row
 
 
+def let_denied_ask_again(conn: Connection) -> None:
+    """What waits for policy asks it anew at the next look: a person has just lifted what stood in the way."""
+    for run in store.select(conn, RunRow, status="waiting"):
+        if run.waits_for.startswith("policy:"):
+            run.wake_at = None
+            store.put(conn, run, fence=None)
+
+
 def throw_halt(conn: Connection, *, on: bool, user: str, reason: str, stamp: Stamp) -> None:
     """Throw or release the kill switch: everything stops but rollback to the champion, telling people and reading."""
     body: dict[str, Any] = {"on": on, "by": user, "reason": reason, "at": stamp["at"].isoformat()}
     store.put(conn, SwitchRow(id="halt", body=body), fence=None)
+    if not on:
+        let_denied_ask_again(conn)
     log.append(
         conn,
         Commanded(

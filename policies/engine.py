@@ -90,7 +90,8 @@ class PolicySet:
         if approved_sha256 is not None and sha256 != approved_sha256:
             raise InputError(
                 f"policy set: its digest is {sha256[:12]}..., and {approved_sha256[:12]}... is the approved one",
-                remedy="Restore the files: a workspace keeps the set that its first start approved",
+                remedy="Restore the files, or see what changed with `steady policy check` and approve the new set with "
+                "`steady policy approve`",
             )
         policies = check_sources(sources)
         loaded = cls(

@@ -25,7 +25,8 @@ ACTIONS: tuple[ActionKind, ...] = get_args(ActionKind)
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|;', re.DOTALL)
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-RESERVED_IDS = frozenset({"no-permit", "bad-context", "engine-error"})
+POLICY_CHANGED = "policy-changed"
+RESERVED_IDS = frozenset({"no-permit", "bad-context", "engine-error", POLICY_CHANGED})
 """Rules that a verdict names where no policy decided."""
 _ID_HINT = re.compile(r'@id\s*\(\s*"((?:\\.|[^"\\])*)"')
 _HALTED = {".": {"left": {"Var": "context"}, "attr": "halted"}}
@@ -96,23 +97,35 @@ def check_sources(sources: Mapping[str, str]) -> list[PolicySource]:
     Raises:
         InputError: the set breaks a rule of loading; the message names file, line, policy and remedy.
     """
-    schema = check_schema(sources[SCHEMA_FILE])
-    policies = [
-        policy
-        for name in sorted(sources)
-        if name != SCHEMA_FILE
-        for policy in _file_policies(name, sources[name], schema)
-    ]
-    _check_unique(policies)
-    _check_kill_switch(policies)
-    named = frozenset[str]().union(*(policy.actions() for policy in policies))
-    unnamed = [action for action in ACTIONS if action not in named]
-    if unnamed:
-        raise InputError(
-            f"policy set: no policy names the action {', '.join(unnamed)}",
-            remedy="Permit it under a condition, or forbid it explicitly",
-        )
+    policies, wrong = examine(sources)
+    if wrong:
+        raise wrong[0]
     return policies
+
+
+def examine(sources: Mapping[str, str]) -> tuple[list[PolicySource], list[InputError]]:
+    """The policies of a set that are sound by themselves, and everything that is wrong with the set.
+
+    What only the whole set can be judged by is looked at once every policy is sound.
+    """
+    try:
+        schema = check_schema(sources[SCHEMA_FILE])
+    except InputError as exc:
+        return [], [exc]
+    policies: list[PolicySource] = []
+    wrong: list[InputError] = []
+    for name in sorted(sources):
+        for line, chunk in split_policies(sources[name]) if name != SCHEMA_FILE else ():
+            try:
+                policies.append(_policy(name, line, chunk, schema))
+            except InputError as exc:
+                wrong.append(exc)
+    for check in () if wrong else (_check_unique, _check_kill_switch, _check_named):
+        try:
+            check(policies)
+        except InputError as exc:
+            wrong.append(exc)
+    return policies, wrong
 
 
 def check_schema(text: str) -> cedarpy.Schema:
@@ -150,22 +163,27 @@ def _chunk(text: str, start: int, end: int) -> tuple[int, str]:
     return text.count("\n", 0, offset) + 1, text[offset:end]
 
 
-def _file_policies(name: str, text: str, schema: cedarpy.Schema) -> Iterator[PolicySource]:
-    for line, chunk in split_policies(text):
-        hint = _ID_HINT.search(chunk)
-        where = f"{name}:{line}" + (f" policy {hint.group(1)!r}" if hint else "")
-        try:
-            parsed = json.loads(cedarpy.policies_to_json_str(chunk))
-        except ValueError as exc:
-            raise InputError(f"{where}: does not parse: {exc}", remedy="Correct the policy") from exc
-        if parsed["templates"] or len(parsed["staticPolicies"]) != 1:
-            raise InputError(f"{where}: is not one static policy", remedy="Write one policy without ?slots")
-        result = cedarpy.validate_policies(chunk, schema)
-        if not result.validation_passed:
-            errors = "; ".join(dict.fromkeys(str(error.error) for error in result.errors))
-            raise InputError(f"{where}: does not fit {SCHEMA_FILE}: {errors}", remedy="Correct the policy")
-        (ast,) = parsed["staticPolicies"].values()
-        yield _checked(ast, name=name, line=line, text=chunk, where=where)
+def policy_id(chunk: str) -> str | None:
+    """The `@id` that the text of a policy gives, whether or not it parses."""
+    hint = _ID_HINT.search(chunk)
+    return hint.group(1) if hint else None
+
+
+def _policy(name: str, line: int, chunk: str, schema: cedarpy.Schema) -> PolicySource:
+    known = policy_id(chunk)
+    where = f"{name}:{line}" + (f" policy {known!r}" if known else "")
+    try:
+        parsed = json.loads(cedarpy.policies_to_json_str(chunk))
+    except ValueError as exc:
+        raise InputError(f"{where}: does not parse: {exc}", remedy="Correct the policy") from exc
+    if parsed["templates"] or len(parsed["staticPolicies"]) != 1:
+        raise InputError(f"{where}: is not one static policy", remedy="Write one policy without ?slots")
+    result = cedarpy.validate_policies(chunk, schema)
+    if not result.validation_passed:
+        errors = "; ".join(dict.fromkeys(str(error.error) for error in result.errors))
+        raise InputError(f"{where}: does not fit {SCHEMA_FILE}: {errors}", remedy="Correct the policy")
+    (ast,) = parsed["staticPolicies"].values()
+    return _checked(ast, name=name, line=line, text=chunk, where=where)
 
 
 def _checked(ast: dict[str, Any], *, name: str, line: int, text: str, where: str) -> PolicySource:
@@ -239,6 +257,16 @@ def _check_kill_switch(policies: list[PolicySource]) -> None:
         raise InputError(
             f"{switch.where} policy {KILL_SWITCH!r}: does not stop everything",
             remedy="Write `forbid (principal, action, resource) when { context.halted } unless { ... }`",
+        )
+
+
+def _check_named(policies: list[PolicySource]) -> None:
+    named = frozenset[str]().union(*(policy.actions() for policy in policies))
+    unnamed = [action for action in ACTIONS if action not in named]
+    if unnamed:
+        raise InputError(
+            f"policy set: no policy names the action {', '.join(unnamed)}",
+            remedy="Permit it under a condition, or forbid it explicitly",
         )
 
 

@@ -135,12 +135,8 @@ class RowCheck:
                 for row_id in known
                 if row_id not in seen[table]
             ]
-        if self.strict:
-            problems += [
-                f"switch {name} was deleted: the log speaks of it"
-                for name, said in (("policy", self.policies), ("halt", self._halt))
-                if said and name not in seen["switches"]
-            ]
+        if self._halt is not None and self.strict and "halt" not in seen["switches"]:
+            problems.append("switch halt was deleted: the log speaks of it")
         return problems
 
     def _judge(self, stored: StoredRow, row_id: str) -> Iterator[str]:
@@ -157,7 +153,7 @@ class RowCheck:
                 case "models":
                     yield from self._model(row_id, json.loads(stored.fields["body"]))
                 case _:
-                    yield from self._switch(row_id, _row(SwitchRow, stored).body)
+                    yield from self._halted(_row(SwitchRow, stored).body)
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             yield f"cannot be read: {(str(exc) or type(exc).__name__).splitlines()[0]}"
 
@@ -255,10 +251,8 @@ class RowCheck:
         said = self._held.get(name, False if self.strict else body["held"])
         yield from _different({"held": (body["held"], said)})
 
-    def _switch(self, name: str, body: dict[str, Any]) -> Iterator[str]:
-        if name == "policy" and self.policies:
-            yield from _different({"sha256": (body["sha256"], self.policies[-1][1])})
-        elif name == "halt" and self._halt is not None:
+    def _halted(self, body: dict[str, Any]) -> Iterator[str]:
+        if self._halt is not None:
             yield from _different(
                 {
                     "on": (body["on"], self._halt.command == "halt"),
@@ -266,7 +260,7 @@ class RowCheck:
                     "reason": (body["reason"], self._halt.details.get("reason")),
                 }
             )
-        elif name == "halt" and body["on"]:
+        elif body["on"]:
             yield from self._unrecorded()
 
 

@@ -20,7 +20,7 @@ READABLE = (1, 2)
 """Formats that are read. 1 has no rows but the ledger's."""
 COMPARED = ("incidents", "approvals", "goals", "rollouts", "models", "switches")
 """Tables whose rows repeat what the log says; of the switches, those of people."""
-SWITCHES = ("halt", "policy")
+SWITCHES = ("halt",)
 FIRST_INDEX = -(2**62)
 """Below any index that a hand could have given a record to hide it before the first."""
 

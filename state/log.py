@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from state.canonical import canonical_json
 from state.database import Database, insert
-from state.decisions import DECISIONS, AnyDecision, Decision, Genesis, KeyChanged
+from state.decisions import DECISIONS, AnyDecision, Decision, Genesis, KeyChanged, PolicyApproved
 from state.errors import InputError
 from state.files import write_once
 from state.keyring import KeyRing
@@ -130,6 +130,21 @@ def _entry(index: int, leaf: bytes) -> LogEntry:
             f"record {index} of the decision log cannot be read: {exc}",
             remedy="Run `steady audit verify`, and restore a backup if it finds damage",
         ) from exc
+
+
+def approved_policy(conn: sa.Connection) -> str | None:
+    """Digest of the policy set that was approved last; None before the first start.
+
+    Raises:
+        InputError: the record that says so is damaged.
+    """
+    for entry in [*read(conn, kind="policy_approved", newest_first=True, limit=1), *read(conn, kind="genesis", limit=1)]:
+        match entry.decision:
+            case Genesis(policy_sha256=sha256) | PolicyApproved(policy_sha256=sha256):
+                return sha256
+            case _:  # somebody changed the column that queries go by
+                pass
+    return None
 
 
 def signing_keys(conn: sa.Connection) -> list[tuple[int, str]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from console import services
-from console.cli import audit, evals, run
+from console.cli import audit, evals, policy, run
 from console.cli.options import Home, Json, settings_of
 from console.cli.output import out, print_json, table
 from console.specs import load_spec
@@ -26,6 +26,7 @@ app = typer.Typer(
 spec_app = typer.Typer(help="Model specs.", no_args_is_help=True)
 app.add_typer(spec_app, name="spec")
 app.add_typer(audit.app, name="audit")
+app.add_typer(policy.app, name="policy")
 app.add_typer(evals.app, name="eval")
 app.command("up")(run.up)
 app.command("demo")(run.demo)
@@ -110,6 +111,8 @@ def status(json: Json = False, home: Home = None) -> None:
         print_json(state)
         return
     out.print(f"domain time {state['domain_time']}{'   HALTED' if state['halted'] else ''}", markup=False)
+    if state["policy_problem"]:
+        out.print(f"POLICY: {state['policy_problem']}", markup=False, soft_wrap=True)
     rows = [
         [m["model"], m["status"], m["champion"], _weights(m["weights"]), len(m["open_incidents"]),
          "; ".join(r["waits_for"] for r in m["runs"] if r["waits_for"])]

@@ -9,9 +9,12 @@ import typer
 
 from console.cli.options import Home, Json, settings_of
 from console.cli.output import out, print_json, table
+from console.preflight import check_idle
 from console.services import known_model
-from console.workspace import open_workspace
+from console.signing import load_signer, new_key
+from console.workspace import Workspace, open_workspace
 from state import audit, log
+from state.decisions import KINDS
 from state.errors import InputError
 
 app = typer.Typer(help="Read and verify the decision log.", no_args_is_help=True)
@@ -21,12 +24,14 @@ app = typer.Typer(help="Read and verify the decision log.", no_args_is_help=True
 def list_(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     incident: Annotated[str | None, typer.Option(help="Only this incident.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only this kind of record.")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Only this kind of record: {', '.join(KINDS)}.")] = None,
     last: Annotated[int, typer.Option(min=0, help="The newest so many; 0 for all.")] = 30,
     json: Json = False,
     home: Home = None,
 ) -> None:
     """Decisions in order, one sentence each."""
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"--kind {kind!r} is not a kind of record", remedy=f"Use one of {', '.join(KINDS)}")
     workspace = open_workspace(settings_of(home), create=False)
     try:
         with workspace.db.snapshot() as conn:
@@ -68,7 +73,10 @@ def show(
 def verify(
     export: Annotated[Path | None, typer.Option(help="Verify an exported log instead of the workspace.")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="The second place of the checkpoints.")] = None,
-    key: Annotated[str | None, typer.Option(help="Public key (vkey) as handed over earlier.")] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="Public key (vkey) as handed over earlier; repeat it where the key was changed since."),
+    ] = None,
     write: Annotated[
         Path | None, typer.Option("--write-export", help="Write the log here as JSON lines first.")
     ] = None,
@@ -77,13 +85,15 @@ def verify(
 ) -> None:
     """Check every record, checkpoint and action; exit code 1 if anything was edited, inserted, deleted or cut off."""
     if export is not None:
-        result = audit.verify(export, checkpoints, key)
+        result = audit.verify(export, checkpoints, key or None)
     else:
         workspace = open_workspace(settings_of(home), create=False)
         try:
             if write is not None:
                 audit.export(workspace.db, write)
-            result = audit.verify(workspace.db, checkpoints or workspace.second_place, key or workspace.signer.vkey)
+            own, lost = _own_key(workspace)
+            result = audit.verify(workspace.db, checkpoints or workspace.second_place, key or own or None)
+            result.notes.extend(lost)
         finally:
             workspace.close()
     if json:
@@ -96,8 +106,34 @@ def verify(
             markup=False,
         )
         for problem in result.problems:
-            out.print(f"  problem: {problem}", markup=False)
+            out.print(f"  problem: {problem}", markup=False, soft_wrap=True)
         for note in result.notes:
-            out.print(f"  note: {note}", markup=False)
+            out.print(f"  note: {note}", markup=False, soft_wrap=True)
     if not result.ok:
         raise typer.Exit(1)
+
+
+def _own_key(workspace: Workspace) -> tuple[list[str], list[str]]:
+    """The workspace's own public key, and what keeps it from being used."""
+    try:
+        return [load_signer(workspace).vkey], []
+    except InputError as exc:
+        return [], [f"New records cannot be signed: {exc}."]
+
+
+@app.command("new-key", epilog="Example: steady audit new-key --reason 'the laptop was stolen'")
+def new_key_(
+    reason: Annotated[str, typer.Option(help="Why; kept in the record.")], json: Json = False, home: Home = None
+) -> None:
+    """Give the log another signing key, as a recorded decision of an admin; nothing may run meanwhile."""
+    workspace = open_workspace(settings_of(home), create=False)
+    try:
+        check_idle(workspace)
+        old, new = new_key(workspace, reason)
+    finally:
+        workspace.close()
+    if json:
+        print_json({"old_key": old, "new_key": new})
+    else:
+        out.print(f"the log was signed with  {old}\nand is signed from now on with  {new}", markup=False)
+        out.print("Hand the new public key to whoever verifies; the old private key stays beside it, retired.")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import polars as pl
 
 from console.settings import Settings
+from console.signing import load_signer
 from console.workspace import Workspace, open_workspace
 from state import leases, ledger, log, store
 from state.canonical import action_key, digest
@@ -174,7 +175,7 @@ class Replayed:
         decided = ActionDecided(
             decision_id=IDS.new_id(), summary=f"{kind}: allow", action=kind, action_key=key, args=args, verdict="allow",
             rules=["told"], reason="as told", principal='Agent::"deployment"', resource={}, facts={},
-            facts_sha256=digest({}), policy_sha256=self.workspace.policy.sha256, **common,
+            facts_sha256=digest({}), policy_sha256=self.workspace.approved_sha256(), **common,
         )  # fmt: skip
         with self.workspace.db.transaction() as conn:
             ledger.commit(
@@ -353,7 +354,7 @@ def _people(it: Replayed) -> None:
         it.say(
             ActionDecided, START + (13 + n) * DAY, action="promote", action_key=f"d{n}", args={}, verdict="deny",
             rules=rules, reason="", principal="", resource={}, facts={}, facts_sha256="",
-            policy_sha256=it.workspace.policy.sha256,
+            policy_sha256=it.workspace.approved_sha256(),
             summary="promote of parcels: deny",
         )  # fmt: skip
 
@@ -392,4 +393,4 @@ def _measured_blocks(it: Replayed, records: pl.DataFrame) -> None:
     }  # fmt: skip
     it.put(EvidenceRow(id="moved", model="parcels", topic="drift", at=END, sha256="d", body=drift))
     it.say(Observed, END, topic="drift", verdict="major", summary="drift major in weight.")
-    log.checkpoint(it.workspace.db, it.workspace.signer, it.workspace.second_place)
+    log.checkpoint(it.workspace.db, load_signer(it.workspace), it.workspace.second_place)

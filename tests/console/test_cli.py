@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,105 +16,14 @@ import polars as pl
 import pytest
 import yaml
 
-from console.cli.main import main
 from policies.engine import SHIPPED
 from state import store
-from state.clock import WallClock
-from state.decisions import ApprovalChanged
-from state.rows import ApprovalRow, DetectorRow, GoalRow, ModelRow, RunRow
-from tests.console.replayed import END, replayed, tell_story
+from state.rows import GoalRow, ModelRow, RunRow
+from tests.console.command import Answer, Steady, refused
 from tests.e2e import datasets
-from tests.tools.control_rows import START
 
 STEADY = Path(sys.executable).parent / "steady"
 FROM = f"{datasets.day(datasets.REPLAY_DAY):%Y-%m-%d}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Steady = Callable[..., Answer]
-
-
-@pytest.fixture
-def steady(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Steady]:
-    """The command in this process, run from a folder of its own."""
-    work = tmp_path / "cwd"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    for name in [name for name in os.environ if name.startswith("STEADYHAND_")]:
-        monkeypatch.delenv(name)
-
-    def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["steady", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exc:
-            code = int(exc.code or 0)
-        said = capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        return Answer(code, said.out, said.err)
-
-    yield run
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after four weeks: incidents, actions, a champion, and a question that nobody has answered."""
-    folder = tmp_path_factory.mktemp("told")
-    with replayed(folder) as it:
-        tell_story(it)
-        now = WallClock().now()
-        it.put(
-            ModelRow(
-                id="parcels", status="live", spec=it.spec.model_dump(mode="json"), spec_sha256="0" * 64,
-                base_path=str(folder), added_at=START,
-            ),
-            DetectorRow(
-                id="parcels/champion", model="parcels",
-                state={"version": "2", "previous": "1", "since": END.isoformat()},
-            ),
-            RunRow(id="held-up", model="parcels", subject_id="wish", subject_kind="goal", status="waiting",
-                   waits_for="approval of promote", started_at=START),
-            ApprovalRow(
-                id="00000000-question", model="parcels", status="pending", action_key="k", action="promote",
-                args={"version": "3"}, binding_sha256="b", roles=["approver"], reason="tier is critical",
-                asked_at=now, expires_at=now + timedelta(days=7), run_id="held-up",
-            ),
-        )  # fmt: skip
-        it.say(
-            ApprovalChanged, now, approval_id="00000000-question", change="asked", action="promote", action_key="k",
-            roles=["approver"], reason="tier is critical", run_id="held-up", summary="asked",
-        )  # fmt: skip
-    return folder / "work"
-
-
-@pytest.fixture
-def home(told: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(told, tmp_path / "ws"))
-
-
-def refused(answer: Answer, *parts: str) -> None:
-    """Exit code 2, nothing on standard output, and last one message with its remedy and every one of `parts`."""
-    assert answer.code == 2, answer
-    assert answer.out == ""
-    _, *said = ("\n" + answer.err).split("\nerror: ")
-    assert len(said) == 1, answer.err
-    message, _, remedy = said[0].partition("\n  do: ")
-    assert message.strip()
-    assert remedy.strip()
-    for part in parts:
-        assert part in said[0], answer.err
 
 
 def nothing_begun(home: Path) -> None:
@@ -137,7 +43,9 @@ def nothing_begun(home: Path) -> None:
 def test_status_tells_models_traffic_waits_and_questions(steady: Steady, told: Path) -> None:
     state = steady("status", "--json", "--home", told).json
 
-    assert set(state) == {"home", "user", "domain_time", "halted", "policy_sha256", "models", "approvals"}
+    assert set(state) == {
+        "home", "user", "domain_time", "halted", "policy_sha256", "policy_problem", "models", "approvals",
+    }  # fmt: skip
     [model] = state["models"]
     assert set(model) == {
         "model", "status", "held", "champion", "champion_since", "weights", "rollout", "goals",
@@ -266,6 +174,7 @@ def test_the_log_is_listed_shown_and_verified(steady: Steady, home: Path, tmp_pa
     assert shown["kind"] == "genesis"
     refused(steady("audit", "show", len(listed), "--home", home), f"record {len(listed)} does not exist")
     refused(steady("audit", "list", "--model", "nope", "--home", home), "'nope'")
+    refused(steady("audit", "list", "--kind", "nonsense", "--home", home), "'nonsense'", "action_decided", "commanded")
 
     export = tmp_path / "log.jsonl"
     checked = steady("audit", "verify", "--write-export", export, "--json", "--home", home).json
@@ -318,7 +227,8 @@ def test_text_output_says_the_same_without_json(steady: Steady, home: Path) -> N
 def test_help_has_an_example_for_every_command(steady: Steady) -> None:
     for command in (
         "init", "up", "spec check", "goal", "status", "incidents", "approve", "reject", "halt", "hold", "resume",
-        "audit list", "audit show", "audit verify", "demo",
+        "audit list", "audit show", "audit verify", "audit new-key", "policy check", "policy test", "policy approve",
+        "demo",
     ):  # fmt: skip
         answer = steady(*command.split(), "--help")
         assert (answer.code, f"Example: steady {command}" in answer.out) == (0, True), command
@@ -496,13 +406,6 @@ def test_a_damaged_document_of_the_mesh_is_named(steady: Steady, home: Path) -> 
     refused(steady("status", "--home", home), str(home / "mesh" / "parcels.yaml"), "restore")
 
 
-def test_a_damaged_signing_key_is_named(steady: Steady, home: Path) -> None:
-    key = home / "keys" / "log_ed25519"
-    key.chmod(0o600)
-    key.write_text("no key")
-    refused(steady("status", "--home", home), str(key), "backup")
-
-
 def bent_policies(folder: Path, change: Callable[[str], str]) -> Path:
     """A copy of the shipped set with one policy file changed."""
     copy = Path(shutil.copytree(SHIPPED, folder / "policies", ignore=shutil.ignore_patterns("*.py", "__pycache__")))
@@ -532,14 +435,18 @@ def test_a_policy_file_with_an_error_stops_the_first_start(
     assert not (tmp_path / "ws").exists()
 
 
-def test_an_edited_policy_set_is_not_the_approved_one(
+def test_nothing_comes_up_under_an_edited_policy_set_and_reading_and_stopping_go_on(
     steady: Steady, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    spec = datasets.write(tmp_path / "data", "still")
     monkeypatch.setenv("STEADYHAND_POLICY_DIR", str(bent_policies(tmp_path, lambda text: text + "\n// harmless\n")))
-    for command in (["status"], ["halt"], ["goal", "retrain parcels"]):
-        refused(steady(*command, "--home", home), "digest", "approved")
+    refused(steady("up", spec, "--home", home), "digest", "approved", "steady policy approve")
+    assert "steady policy approve" in steady("status", "--json", "--home", home).json["policy_problem"]
+    assert "steady policy approve" in steady("status", "--home", home).out.replace("\n", " ")
+    assert steady("halt", "--home", home).code == 0
     monkeypatch.setenv("STEADYHAND_POLICY_DIR", str(tmp_path / "nowhere"))
-    refused(steady("status", "--home", home), "nowhere", "policy folder")
+    refused(steady("up", spec, "--home", home), "nowhere", "policy folder")
+    assert "nowhere" in steady("status", "--json", "--home", home).json["policy_problem"]
 
 
 def test_a_wrong_setting_names_the_setting(steady: Steady, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

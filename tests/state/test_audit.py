@@ -20,7 +20,7 @@ from state.errors import InputError
 from state.keys import Checkpoint, Signer
 from state.leases import Fence
 from state.merkle import CompactRange, leaf_hash
-from state.rows import ApprovalRow, SwitchRow
+from state.rows import ApprovalRow
 from state.tables import decisions
 from tests.state.support import AT, IDS, Sql, allowing, commit, observation, proposal, walk
 
@@ -37,7 +37,6 @@ def second(db: Database, fence: Fence, tmp_path: Path) -> Path:
             policy_sha256="p" * 64, signing_key=SIGNER.vkey, roles={"ann": ["admin"]},
         )  # fmt: skip
         log.append(conn, genesis)
-        store.put(conn, SwitchRow(id="policy", body={"sha256": "p" * 64}), fence=None)
         intent = commit(conn, fence)
     walk(db, fence, intent, "acting", "done", "verified")
     log.checkpoint(db, SIGNER, folder)
