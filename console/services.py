@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import getpass
-from datetime import datetime
 from typing import Any, Literal
-
-from pydantic import JsonValue
 
 from console.wiring import registry
 from console.workspace import Workspace, domain_now, require_role
+from orchestrator import people
+from orchestrator.crew import Stamp
 from orchestrator.goal_aims import served_versions
 from orchestrator.goals.reading import read_goal
 from orchestrator.promises import promise_id
 from policies.current import difference
-from state import log, store
+from state import store
 from state.clock import WallClock
-from state.decisions import ApprovalChanged, Commanded
 from state.errors import InputError
 from state.goals import Goal
 from state.ids import Uuid7Source
@@ -39,7 +37,7 @@ from tools.mesh.store import DocumentStore
 _IDS = Uuid7Source()
 
 
-def _stamp(workspace: Workspace) -> dict[str, Any]:
+def _stamp(workspace: Workspace) -> Stamp:
     return {"decision_id": _IDS.new_id(), "at": domain_now(workspace), "recorded_at": WallClock().now()}
 
 
@@ -62,23 +60,7 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
         _refuse_never_served(workspace, model, version, goal)
     goal = goal.model_copy(update={"model": model, "version": version})
     with workspace.db.transaction() as conn:
-        row = GoalRow(
-            id=_IDS.new_id(), model=model, status="active", standing=goal.intent == "maintain",
-            goal=goal.model_dump(mode="json"), text=text.strip(), asked_by=user, asked_at=stamp["at"],
-        )  # fmt: skip
-        if goal.intent == "report":
-            row.status = "achieved"
-        store.put(conn, row, fence=None)
-        if not row.standing and goal.intent != "report":
-            store.put(conn, _run_for(row, goal, stamp["at"]), fence=None)
-        log.append(
-            conn,
-            Commanded(
-                **stamp, model=model, actor=f'User::"{user}"', summary=f"{user} asks: {row.text}", command="goal",
-                details={"goal_id": row.id, "goal": row.goal},
-            ),
-        )  # fmt: skip
-    return row
+        return people.state_goal(conn, goal, text=text, user=user, stamp=stamp, ids=_IDS)
 
 
 ROLES = ("champion", "challenger", "previous", "latest")
@@ -132,22 +114,6 @@ def _refuse_unmeasured(conn: Connection, model: str, goal: Goal) -> None:
             f"goal: {other[0]} is not what {model} is judged by",
             remedy=f"State the goal in {judged_by}, or change objective.metric in the spec",
         )
-
-
-def _run_for(row: GoalRow, goal: Goal, at: datetime) -> RunRow:
-    """The run of a one-off goal, with the facts that a person's wish brings."""
-    facts: dict[str, JsonValue] = {"rows_available": True, "data_clean": True, "healthy_champion_known": True}
-    match goal.intent:
-        case "retrain":
-            facts["training_justified"] = True
-        case "deploy" | "promote" | "compare":
-            facts |= {"candidate_exists": True, "candidate_registered": True, "candidate": goal.version}
-        case _:
-            facts["story"] = row.text
-    return RunRow(
-        id=_IDS.new_id(), model=str(row.model), subject_id=row.id, subject_kind="goal", status="ready", facts=facts,
-        started_at=at,
-    )  # fmt: skip
 
 
 def known_model(conn: Connection, name: str | None) -> str:
@@ -212,25 +178,8 @@ def answer_approval(
         if row.status != "pending":
             raise InputError(f"approval {row.id} is {row.status} already", remedy="Only a pending one can be answered")
     users = [require_role(workspace, role) for role in row.roles] or [require_role(workspace, "approver")]
-    if stamp["at"] >= row.expires_at:
-        raise InputError(
-            f"approval {row.id} expired at {row.expires_at:%Y-%m-%d %H:%M}", remedy="Wait for it to be asked anew"
-        )
     with workspace.db.transaction() as conn:
-        fresh = store.get(conn, ApprovalRow, row.id)
-        if fresh is None or fresh.status != "pending":
-            raise InputError(f"approval {row.id} was answered meanwhile", remedy="See `steady status`")
-        fresh.status, fresh.answered_by, fresh.answered_at, fresh.comment = answer, users[0], stamp["at"], comment
-        store.put(conn, fresh, fence=None)
-        log.append(
-            conn,
-            ApprovalChanged(
-                **stamp, model=fresh.model, run_id=fresh.run_id, actor=f'User::"{users[0]}"',
-                summary=f"{users[0]} {answer} {fresh.action} of {fresh.model}.", approval_id=fresh.id, change=answer,
-                action=fresh.action, action_key=fresh.action_key, roles=fresh.roles, reason=comment,
-            ),
-        )  # fmt: skip
-    return fresh
+        return people.answer_question(conn, row.id, answer=answer, user=users[0], comment=comment, stamp=stamp)
 
 
 def _by_prefix(conn: Connection, prefix: str) -> ApprovalRow | None:
@@ -243,15 +192,7 @@ def set_halt(workspace: Workspace, on: bool, reason: str) -> None:
     user = require_role(workspace, "operator" if on else "admin")
     stamp = _stamp(workspace)
     with workspace.db.transaction() as conn:
-        row = SwitchRow(id="halt", body={"on": on, "by": user, "reason": reason, "at": stamp["at"].isoformat()})
-        store.put(conn, row, fence=None)
-        log.append(
-            conn,
-            Commanded(
-                **stamp, actor=f'User::"{user}"', command="halt" if on else "unhalt", details={"reason": reason},
-                summary=f"{user} {'throws' if on else 'releases'} the kill switch: {reason or 'no reason given'}.",
-            ),
-        )  # fmt: skip
+        people.throw_halt(conn, on=on, user=user, reason=reason, stamp=stamp)
 
 
 def halted(workspace: Workspace) -> bool:
@@ -267,22 +208,7 @@ def set_hold(workspace: Workspace, model: str | None, held: bool, reason: str) -
     stamp = _stamp(workspace)
     with workspace.db.transaction() as conn:
         name = known_model(conn, model)
-        row = store.get(conn, ModelRow, name)
-        assert row is not None
-        row.held = held
-        store.put(conn, row, fence=None)
-        for run in store.select(conn, RunRow, model=name, status="waiting") if not held else []:
-            run.wake_at = None
-            run.facts.pop("held_by_edit", None)
-            store.put(conn, run, fence=None)
-        log.append(
-            conn,
-            Commanded(
-                **stamp, model=name, actor=f'User::"{user}"', command="hold" if held else "resume",
-                summary=f"{user} {'holds' if held else 'resumes'} {name}: {reason or 'no reason given'}.",
-                details={"reason": reason},
-            ),
-        )  # fmt: skip
+        people.hold_model(conn, name, held=held, user=user, reason=reason, stamp=stamp)
     return name
 
 

@@ -138,7 +138,10 @@ def approved_policy(conn: sa.Connection) -> str | None:
     Raises:
         InputError: the record that says so is damaged.
     """
-    for entry in [*read(conn, kind="policy_approved", newest_first=True, limit=1), *read(conn, kind="genesis", limit=1)]:
+    for entry in [
+        *read(conn, kind="policy_approved", newest_first=True, limit=1),
+        *read(conn, kind="genesis", limit=1),
+    ]:
         match entry.decision:
             case Genesis(policy_sha256=sha256) | PolicyApproved(policy_sha256=sha256):
                 return sha256

@@ -8,6 +8,7 @@ import pytest
 
 from evals.world.records import Condition
 from orchestrator.context import _labels
+from orchestrator.people import throw_halt
 from state.rows import ApprovalRow, RunRow
 from tests.orchestrator.conftest import At, Quick
 from tests.orchestrator.support import Stage
@@ -30,6 +31,21 @@ def test_under_the_kill_switch_a_failing_canary_is_rolled_back_and_nothing_else_
     stage.days(1)
     assert stage.weights() == {"1": 100}
     stage.check_books()
+
+
+def test_what_the_kill_switch_stopped_goes_on_as_soon_as_it_is_released(at: At) -> None:
+    stage = at("canary")
+
+    def throw(on: bool) -> None:
+        with stage.crew.db.transaction() as conn:
+            throw_halt(conn, on=on, user="ann", reason="outage", stamp=stage.crew.stamp())
+
+    throw(True)
+    stage.days(1)
+    assert stage.weights() == {"1": 90, "2": 10}
+    throw(False)
+    stage.settle()
+    assert stage.weights() == {"1": 70, "2": 30}
 
 
 def test_under_the_kill_switch_a_data_fault_is_told_and_not_acted_upon(quick: Quick) -> None:
