@@ -117,15 +117,23 @@ def backtest_then_refit(year: Year, *, rollout: timedelta) -> _Ruled:
             since = min(now + rollout, END)
             ruled.segments.extend(_rollout_segments(spec, now, since, champion, candidate))
             champion, now = candidate, since
-        now += spec.monitoring.cadence
+        possible, due = _possible(spec, champion), now + spec.monitoring.cadence
+        # As the loop: where nothing could be said, the next look comes as soon as something can.
+        early = test.verdict == "no_verdict" and possible is not None and now < possible < due
+        now = possible if early and possible is not None else due
     if since < END:
         ruled.segments.append(Segment(start=since, end=END, champion=champion))
     return ruled
 
 
+def _possible(spec: ModelSpec, champion: datetime) -> datetime | None:
+    """When a backtest against the version trained on rows before `champion` can first say something."""
+    return backtest_possible_from(spec, (champion - timedelta(microseconds=1)).isoformat())
+
+
 def _backtest(year: Year, champion: datetime, now: datetime) -> Backtest:
     spec = year.spec
-    possible = backtest_possible_from(spec, (champion - timedelta(microseconds=1)).isoformat())
+    possible = _possible(spec, champion)
     end = matured_until(now, spec.data.label.delay)
     start = end - spec.monitoring.backtest
     if possible is None or now < possible:
