@@ -14,6 +14,7 @@ from langgraph.runtime import Runtime
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
 from agents.base import Move, Situation, Wait, done, failed, proposal, specialist, text_arg
+from agents.labels import LabelledBlock, check_labels, labelled_blocks
 from agents.oddities import Before, Intake, facts_of, take_stock
 from state.bins import Bins
 from state.ledger import CommittedIntent
@@ -41,6 +42,10 @@ class Watch(BaseModel):
     outcomes_from: AwareDatetime | None = None
     """Start of the newly matured stretch; None where nothing matured."""
     outcomes_until: AwareDatetime | None = None
+    matured: dict[str, int] = {}
+    """Rows by block that were served in that stretch."""
+    labels_before: list[LabelledBlock] = []
+    """Earlier matured blocks in whose labels nothing was found, oldest first."""
     previous_profiles: list[str] = []
     """Encoded profiles of the newest good blocks, oldest first."""
     before: Before = Before()
@@ -65,8 +70,9 @@ class Measured(BaseModel):
     n_labelled: int = 0
     newest_label: str | None = None
     """Event time of the newest labelled row."""
-    label_means: dict[str, float] = {}
-    """Block -> mean label over all versions."""
+    labelled: list[LabelledBlock] = []
+    """Every block that matured."""
+    label_findings: list[dict[str, JsonValue]] = []
     server_ready: bool = False
 
 
@@ -154,6 +160,11 @@ def _measure_outcomes(watch: Watch, platform: Platform, measured: Measured) -> N
     frame = platform.outcomes.labelled(
         watch.model, start=watch.outcomes_from, end=watch.outcomes_until, as_of=watch.now
     )
+    matured = dict(watch.matured)
+    if watch.traffic_end is not None and watch.traffic_end <= watch.outcomes_until and not watch.stopped:
+        matured[str(watch.traffic_block)] = measured.n_rows  # labels that come at once mature with their traffic
+    measured.labelled = labelled_blocks(frame, spec, matured)
+    measured.label_findings = check_labels(measured.labelled, watch.labels_before, spec)
     if not frame.height:
         return
     measured.n_labelled = frame.height
@@ -163,8 +174,6 @@ def _measure_outcomes(watch: Watch, platform: Platform, measured: Measured) -> N
     for (version,), part in frame.partition_by("version", as_dict=True).items():
         losses = block_losses(spec.objective.metric, part, block=spec.monitoring.block, threshold=threshold)
         measured.losses[str(version)] = losses
-    days = frame.group_by(pl.col("event_time").dt.strftime("%Y-%m-%d").alias("day")).agg(pl.col("label").mean())
-    measured.label_means = {str(day): float(mean) for day, mean in days.sort("day").iter_rows()}
 
 
 def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
@@ -181,6 +190,11 @@ def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
         if {f["kind"] for f in hard} == {"late_rows"}:
             # The block's own rows are sound: spoilt are the blocks that the late ones were added to.
             signals[-1] |= {"block": None, "blocks": [*measured.intake.spoilt()]}
+    wrong = [f for f in measured.label_findings if f["severity"] == "hard"]
+    if wrong:
+        text = "; ".join(sentence(f) for f in wrong[:4])
+        blocks = [*dict.fromkeys(f["block"] for f in wrong)]
+        signals.append({"name": "label_fault", "text": text, "blocks": blocks, "findings": cast(JsonValue, wrong)})
     if not measured.server_ready:
         signals.append({"name": "serving_fault", "text": f"version {watch.champion} does not answer its health check"})
     return signals

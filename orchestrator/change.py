@@ -121,13 +121,14 @@ def _champion(conn: Connection, model: str) -> str:
     return str(row.state["version"]) if row is not None else ""
 
 
-def begin_anew(conn: Connection, model: str) -> None:
-    """The champion's loss is healthy again: its detector begins anew, so that a relapse is news."""
+def begin_anew(conn: Connection, model: str, *, only_alarmed: bool = True) -> None:
+    """The champion's loss is healthy again, or was none: its detector begins anew, so that a relapse is news."""
     version = _champion(conn, model)
     raised = store.get(conn, DetectorRow, f"{model}/alarm/{version}")
     row = store.get(conn, DetectorRow, f"{model}/loss/{version}")
-    if raised is None or row is None:
+    if row is None or (raised is None and only_alarmed):
         return
     fresh = EDetector.from_state(row.state).restarted()
     store.put(conn, row.model_copy(update={"state": dict(fresh.state())}), fence=None)
-    store.put(conn, raised.model_copy(update={"state": {**raised.state, "over": True}}), fence=None)
+    if raised is not None:
+        store.put(conn, raised.model_copy(update={"state": {**raised.state, "over": True}}), fence=None)

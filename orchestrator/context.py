@@ -183,7 +183,11 @@ def _data(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) -> 
         n_new = len(days) if isinstance(days, list) else 0
         n_out = n_new + len(crew.platform.outcomes.quarantined(spec.model))
         n_days = max(len(crew.platform.data.days(spec.model)), 1) + n_out
-        given |= {"quarantine_days": n_new, "quarantine_share_pct": 100 * n_out / n_days}
+        incident = store.get(conn, IncidentRow, proposal.subject_id)
+        given |= {
+            "quarantine_days": n_new, "quarantine_share_pct": 100 * n_out / n_days,
+            "labels_in_doubt": incident is not None and bool(incident.body.get("in_doubt")),
+        }  # fmt: skip
     return given
 
 

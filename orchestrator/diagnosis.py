@@ -18,6 +18,12 @@ class Symptoms:
     signal: str
     quality_findings: tuple[str, ...] = ()
     """Hard findings of the data contract, in words."""
+    label_evidence: tuple[str, ...] = ()
+    """What speaks for a fault of the labels, where they are under suspicion."""
+    against_labels: tuple[str, ...] = ()
+    """What speaks against one, where it was looked for."""
+    calibration: str | None = None
+    """How probabilities are off, where they are while the objective holds."""
     server_ready: bool | None = None
     error_ratio: float | None = None
     candidate_serving: bool = False
@@ -54,7 +60,7 @@ def diagnose(symptoms: Symptoms) -> Diagnosis:
     what changed in the world is judged only where nothing is broken.
     """
     ruled_out: dict[str, str] = {}
-    for judge in (_data_fault, _serving_fault, _bad_release, _world):
+    for judge in (_data_fault, _label_fault, _serving_fault, _bad_release, _calibration, _world):
         found = judge(symptoms, ruled_out)
         if found is not None:
             return found
@@ -76,6 +82,28 @@ def _data_fault(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | No
         evidence_for=symptoms.quality_findings,
         evidence_against=against,
         alternatives={"covariate_shift_harmful": "a known unit or contract break explains the change by itself"},
+    )
+
+
+def _label_fault(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:
+    """Labels that cannot be trusted: what they say of the model is no evidence about the model."""
+    if symptoms.label_evidence:
+        return Diagnosis(
+            cause="label_fault", evidence_for=symptoms.label_evidence, evidence_against=symptoms.against_labels,
+            alternatives={"concept_drift": "what changed is how outcomes are reported, as far as the data can tell"},
+        )  # fmt: skip
+    if symptoms.against_labels:
+        ruled_out["label_fault"] = "; ".join(symptoms.against_labels)
+    return None
+
+
+def _calibration(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:
+    """Ranking holds, probabilities do not: other odds for all rows alike, as far as the model is concerned."""
+    if symptoms.calibration is None:
+        return None
+    ruled_out["concept_drift"] = "no loss alarm: the objective holds"
+    return Diagnosis(
+        cause="prior_shift", evidence_for=(symptoms.calibration,), evidence_against=(), alternatives=ruled_out
     )
 
 

@@ -11,7 +11,7 @@ from agents.backtest import judge_pairs, next_look, next_on_cadence
 from agents.base import Situation
 from agents.training import gates_learned
 from orchestrator.actions import CATALOGUE
-from orchestrator.change import gives_up_at
+from orchestrator.change import begin_anew, gives_up_at
 from orchestrator.context import written_weights
 from orchestrator.crew import Crew, keep_evidence, observe, tell
 from orchestrator.runs import cite
@@ -265,17 +265,22 @@ def _promoted(
 
 
 def _keep_reference(conn: Connection, run: RunRow, model: str, version: str, fence: Fence) -> None:
-    """The version's out-of-sample block losses, from its training or its evaluation: what its detector is held against."""
+    """The version's out-of-sample block losses, from its training or its evaluation, and its training's labels by score:
+    what its detectors are held against."""
     training = store.get(conn, EvidenceRow, str(run.facts.get("training_evidence", "")))
     paired = store.get(conn, EvidenceRow, str(run.facts.get("paired_evidence", "")))
     losses: list[Any] = []
+    trained: list[dict[str, Any]] = []
     if training is not None:
-        outputs = cast(dict[str, Any], training.body["outputs"])
-        losses = [block["loss"] for block in outputs["reference_blocks"]]
+        trained = cast(dict[str, Any], training.body["outputs"])["reference_blocks"]
+        losses = [block["loss"] for block in trained]
     elif paired is not None:
         losses = [block["challenger_loss"] for block in cast(list[dict[str, Any]], paired.body["blocks"])]
     known = [loss for loss in losses if loss is not None]
-    row = DetectorRow(id=f"{model}/reference/{version}", model=model, state={"losses": known})
+    labels: list[JsonValue] = [
+        {"block": block["block"], "cells": block["labels"]} for block in trained if block.get("labels")
+    ]
+    row = DetectorRow(id=f"{model}/reference/{version}", model=model, state={"losses": known, "labels": labels})
     store.put(conn, row, fence=fence)
 
 
@@ -324,9 +329,15 @@ def _quarantined(
         days = incident.body.get("quarantined")
         known = list(days) if isinstance(days, list) else []
         new = intent.args["days"]
+        if incident.body.get("in_doubt"):
+            # A person says that the labels are wrong: blocks that matured during the question are looked at from now on.
+            incident.body["in_doubt"] = False
+            run.body["unhealthy_at"] = crew.clock.now().isoformat()
         incident.body["quarantined"] = sorted({*known, *(new if isinstance(new, list) else [])})  # type: ignore[type-var]
         store.put(conn, incident, fence=fence)
         run.facts["fault_contained"] = incident.body["quarantined"] == incident.body.get("days")
+        if incident.cause == "label_fault":
+            begin_anew(conn, intent.model, only_alarmed=False)  # it has counted losses of these days
 
 
 def _held(

@@ -27,6 +27,7 @@ from agents.edits import HELD_BY_EDIT
 from orchestrator.actions import CATALOGUE
 from orchestrator.aims import Aim
 from orchestrator.crew import Crew, keep_evidence, observe, tell
+from orchestrator.doubt import labels_are_right
 from orchestrator.execute import carry_out, give_up
 from orchestrator.gate import REJECTED, Ruling, rule
 from orchestrator.planner import NoPlan, plan
@@ -207,7 +208,8 @@ def _after_ruling(desk: Desk, state: AdvanceState, proposal: Proposal, ruling: R
             _wait(conn, run, f"approval of {proposal.kind}: {ruling.reason}", None, desk.fence)
             return {"proposal": {}, "progressed": False}
         _denied(desk, conn, run, proposal, ruling)
-        return {"proposal": {}, "progressed": run.status == "finished" or bool(run.facts.get("canary_failed"))}
+        run = _run(conn, state)
+        return {"proposal": {}, "progressed": run.status != "waiting" or bool(run.facts.get("canary_failed"))}
 
 
 def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, ruling: Ruling) -> None:
@@ -220,6 +222,10 @@ def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, rulin
     if proposal.kind == "promote" and not _passing(ruling):
         run.facts["canary_failed"] = True
         run.facts["story"] = f"promotion denied: {ruling.reason}"
+    elif REJECTED in ruling.rules and labels_are_right(
+        crew, conn, run, desk.spec, proposal, fence=desk.fence
+    ):  # fmt: skip
+        return
     elif REJECTED in ruling.rules:
         give_up(crew, conn, run, "rejected", ruling.reason, fence=desk.fence)
         return

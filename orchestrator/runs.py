@@ -91,7 +91,10 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
             missing = still_missing(crew, conn, run, incident, spec)
             if missing is not None and facts.get("owner_told"):
                 return Aim(move="wait", waits_for=missing.waits_for, wake_at=missing.until)
-            if missing is not None:
+            if incident.body.get("in_doubt") and not incident.body.get("asking"):
+                wake_at = crew.clock.now() + spec.monitoring.block
+                return Aim(move="wait", waits_for="blocks that tell wrong labels from a changed world", wake_at=wake_at)
+            if missing is not None or (incident.body.get("in_doubt") and not facts.get("owner_told")):
                 return reach("owner_told")
             if not facts.get("owner_told") and "denied_since" in run.body:
                 # What contains the fault is denied for now: the owner hears of it all the same.
@@ -111,6 +114,8 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
             if running:
                 return Aim(move="wait", waits_for=f"version {running[0].candidate} to be taken off")
             return _recovering(crew, run, spec, outcome="rolled_back")
+        case _ if incident.signal == "calibration_lost":
+            return Aim(move="end", outcome="handed_over") if facts.get("owner_told") else reach("owner_told")
         case _:
             return _world_aim(crew, conn, run, spec, incident)
 
@@ -209,6 +214,7 @@ CLOSING = {
     "not_remediable": "degraded or drifted, but not remediable by retraining so far; the champion stays",
     "inconclusive": "there were too few rows to tell whether retraining would help; the champion stays",
     "gates_failed": "a candidate was trained and misses a gate of the spec; the champion stays",
+    "handed_over": "nothing here remedies it by itself; the owner has what was found and decides",
     "arrived": "what was missing has come and is sound",
     "quarantined": "the faulty days are out of training and judgement, and the data has been sound since",
     "rolled_back": "the candidate was taken off; the champion serves",
@@ -216,8 +222,8 @@ CLOSING = {
     "escalated": "the remedy did not help or may not be repeated; a person has the history",
     "rejected": "a person said no to the remedy; the champion stays",
 }
-ANSWERED = frozenset({"not_remediable", "gates_failed", "rolled_back", "escalated", "rejected"})
-MEASURED = frozenset({"loss_alarm", "major_drift", "challenger_better"})
+ANSWERED = frozenset({"not_remediable", "gates_failed", "rolled_back", "escalated", "rejected", "handed_over"})
+MEASURED = frozenset({"loss_alarm", "major_drift", "challenger_better", "calibration_lost"})
 """Signals with a size: they may be answered, and come back only when they have grown."""
 
 

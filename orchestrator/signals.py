@@ -17,7 +17,7 @@ class Signal(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    """`loss_alarm`, `major_drift`, `challenger_better`, `data_fault`, `serving_fault`."""
+    """`loss_alarm`, `major_drift`, `challenger_better`, `calibration_lost`, `data_fault`, `label_fault`, `serving_fault`."""
     text: str
     """One sentence with the figures."""
     block: str | None = None
@@ -55,10 +55,31 @@ def days_of(signal: Signal, spec: ModelSpec) -> list[str] | None:
     return sorted({day for block in signal.blocks for day in days_of_block(block, spec)})
 
 
-def missing_blocks(signal: Signal) -> list[JsonValue]:
-    """The signal's block where its rows are missing altogether: they may still come."""
-    kinds = {str(finding["kind"]) for finding in signal.details.get("findings", [])}
-    return [signal.block] if "no_rows" in kinds else []
+def fault_body(signal: Signal, spec: ModelSpec) -> dict[str, JsonValue]:
+    """What an incident has to remember of a fault: its days, and of them those on which something may still come."""
+    days = days_of(signal, spec)
+    if days is None:
+        return {}
+    findings: list[dict[str, Any]] = signal.details.get("findings", [])
+    kinds = {str(finding["kind"]) for finding in findings}
+    late = [str(finding["block"]) for finding in findings if finding["kind"] == "labels_missing"]
+    return {
+        "days": [*days], "missing": [signal.block] if "no_rows" in kinds else [], "unlabelled": [*late],
+        "by_score": "in_doubt" in signal.details,
+        **{name: signal.details[name] for name in ("in_doubt", "asking", "symptom") if name in signal.details},
+    }  # fmt: skip
+
+
+def joined(known: dict[str, JsonValue], more: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The bodies of two signals of one fault."""
+    body: dict[str, JsonValue] = {}
+    for name, value in more.items():
+        before = known.get(name)
+        if isinstance(value, list):
+            body[name] = sorted({str(item) for item in [*(before if isinstance(before, list) else []), *value]})  # type: ignore[assignment]
+        else:
+            body[name] = bool(before) or value if name == "by_score" else value
+    return body
 
 
 FAULTS = frozenset({"data_fault", "label_fault"})

@@ -13,7 +13,7 @@ from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
 from orchestrator.runs import cite, new_run
-from orchestrator.signals import Signal, days_of, missing_blocks
+from orchestrator.signals import Signal, fault_body, joined
 from state import log, store
 from state.decisions import IncidentChanged
 from state.rows import DetectorRow, DiagnosisRow, GoalRow, IncidentRow, RolloutRow, RunRow, SignalRow
@@ -44,6 +44,8 @@ def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence
         incident = _open(crew, conn, spec, signal, diagnosis, fence)
         row.incident_id = incident.id
     else:
+        if incident.body.get("in_doubt") and signal.name != "label_fault":
+            _rediagnose(crew, conn, spec, incident, signal, diagnosis, fence)
         _join(crew, conn, spec, incident, signal, fence)
     store.put(conn, row, fence=fence)
     _keep_diagnosis(crew, conn, incident, diagnosis, fence)
@@ -66,25 +68,36 @@ def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -
     endpoint = crew.platform.servers.get(spec.model, champion) if champion else None
     baking = [r for r in store.select(conn, RolloutRow, model=spec.model, status="running") if r.phase == "bake"]
     details = signal.details
+    findings = tuple(sentence(f) for f in details.get("findings", []))
     is_drift = signal.name == "major_drift"
     return Symptoms(
         signal=signal.name,
-        quality_findings=tuple(sentence(f) for f in details.get("findings", [])),
+        quality_findings=findings if signal.name != "label_fault" else (),
+        label_evidence=tuple(details.get("for", findings)) if signal.name == "label_fault" else (),
+        against_labels=tuple(details.get("against_labels", details.get("against", []))),
         server_ready=bool(endpoint and endpoint.ready),
         candidate_serving=bool(baking),
         loss_alarm=signal.name == "loss_alarm",
+        calibration=signal.text if signal.name == "calibration_lost" else None,
         loss=details.get("loss"),
         reference_loss=details.get("reference"),
         drift_level="major" if is_drift else state.get("level"),
         drifting_features=tuple(details.get("features", state.get("features", []))),
+        label_rate_shift=details.get("label_rate_shift"),
         backtest="win" if signal.name == "challenger_better" else None,
         backtest_z=details.get("z"),
     )
 
 
 def _matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis) -> IncidentRow | None:
-    """An open incident of the same cause, or of the same signal: what explains the one explains the other."""
+    """An open incident of the same cause, or of the same signal: what explains the one explains the other.
+
+    So does the symptom of labels in doubt, where it is taken for what it is after all.
+    """
     for row in store.select(conn, IncidentRow, model=spec.model, status="open"):
+        symptom = row.body.get("symptom")
+        if isinstance(symptom, dict) and row.body.get("in_doubt") and symptom["name"] == signal.name:
+            return row
         if row.cause == diagnosis.cause or row.signal == signal.name:
             return row
         world = {"data_fault", "label_fault", "serving_fault", "bad_release"}
@@ -95,6 +108,8 @@ def _matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diag
 
 TITLES = {
     "data_fault": "faulty data arrives",
+    "label_fault": "the labels are not to be trusted",
+    "calibration_lost": "probabilities are off",
     "serving_fault": "the champion's server fails",
     "loss_alarm": "predictions have become worse",
     "goal_missed": "a standing goal is missed",
@@ -103,19 +118,27 @@ TITLES = {
 }
 
 
+ADVICE = {
+    "calibration_lost": ". Recalibrating would remedy it, which is not done here: ask for a retraining on newer rows, or "
+    "decide by rank until then",
+}
+"""What a person can do where nothing here does it."""
+
+
 def _open(
     crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis, fence: Fence
 ) -> IncidentRow:
     began = change_began(spec, signal.onset, crew.clock.now())
     body: dict[str, Any] = {"size": signal.size, "text": signal.text, "change_from": began.isoformat()}
-    if days_of(signal, spec) is not None:
-        body |= {"days": days_of(signal, spec), "quarantined": [], "missing": missing_blocks(signal)}
+    fault = fault_body(signal, spec)
+    if fault:
+        body |= {**fault, "quarantined": []}
     incident = IncidentRow(
         id=crew.ids.new_id(), model=spec.model, status="open", cause=diagnosis.cause, signal=signal.name,
         opened_at=crew.clock.now(), title=f"{spec.model}: {TITLES.get(signal.name, signal.name)}", body=body,
     )  # fmt: skip
     store.put(conn, incident, fence=fence)
-    facts: dict[str, bool | str | int | float] = {"story": signal.text}
+    facts = _story(signal)
     facts |= _world_facts(crew, spec, incident, signal)
     run = new_run(crew, model=spec.model, subject_id=incident.id, subject_kind="incident", facts=facts)
     run.body["evidence"] = list(signal.evidence_ids)
@@ -156,20 +179,50 @@ def _won(signal: Signal) -> dict[str, bool | str | int | float]:
     return {"remedy_known": True, "training_justified": True, "paired_win": True, **given}
 
 
+def _rediagnose(
+    crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, diagnosis: Diagnosis,
+    fence: Fence,
+) -> None:  # fmt: skip
+    """The labels are not at fault after all: the incident is about what their doubt was raised by."""
+    incident.cause, incident.signal = diagnosis.cause, signal.name
+    incident.body |= {"size": signal.size, "text": signal.text}
+    for name in ("days", "quarantined", "missing", "unlabelled", "by_score", "in_doubt", "asking", "symptom"):
+        incident.body.pop(name, None)
+    for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
+        run.facts |= {"bad_days_known": False, "fault_contained": False, **_story(signal)}
+        run.facts |= _world_facts(crew, spec, incident, signal)
+        run.body["pinned"] = {}
+        run.body.pop("denied_since", None)
+        store.put(conn, run, fence=fence)
+    log.append(
+        conn,
+        IncidentChanged(
+            **crew.stamp(), model=incident.model, incident_id=incident.id, actor='Agent::"monitoring"',
+            summary=f"{incident.title}: the labels are not at fault. Diagnosis: {diagnosis.cause.replace('_', ' ')}.",
+            change="rediagnosed", cause=diagnosis.cause, evidence_ids=signal.evidence_ids,
+        ),
+    )  # fmt: skip
+
+
+def _story(signal: Signal) -> dict[str, bool | str | int | float]:
+    return {"story": f"{signal.text}{ADVICE.get(signal.name, '')}"}
+
+
 def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, fence: Fence) -> None:
     """The same cause again: the incident goes on, and what it had contained is open again."""
-    days, more = incident.body.get("days"), days_of(signal, spec)
-    if more is not None and isinstance(days, list):
-        incident.body["days"] = [*sorted({*(str(day) for day in days), *more})]
-        known = incident.body.get("missing")
-        incident.body["missing"] = [*(known if isinstance(known, list) else []), *missing_blocks(signal)]
+    more = fault_body(signal, spec)
+    if more and "days" in incident.body:
+        incident.body |= joined(incident.body, more)
+        incident.body["text"] = signal.text if "symptom" in more else incident.body["text"]
     if signal.name == "loss_alarm" and signal.onset is not None:
         incident.body["change_from"] = later_change(spec, incident, signal.onset).isoformat()
     store.put(conn, incident, fence=fence)
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
         cite(run, *signal.evidence_ids)
         run.body["unhealthy_at"] = crew.clock.now().isoformat()
-        if more is not None:
+        if "symptom" in more:
+            run.facts |= _story(signal)  # it is known better now
+        if more:
             run.facts["fault_contained"] = False
             run.facts["data_clean"] = True
         if signal.name == "serving_fault":

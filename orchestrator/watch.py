@@ -15,6 +15,8 @@ from orchestrator.change import level_since, onset_of
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.cursor import Cursor, block_name, block_start, read_cursor, save_cursor
+from orchestrator.label_book import keep_labels, labels_before, served_rows, spoilt_days, take_late_labels
+from orchestrator.label_watch import explain
 from orchestrator.promises import missed_goals
 from orchestrator.signals import WINDOW_BLOCKS, Signal, days_of_block
 from orchestrator.traffic_book import enter, read_before
@@ -55,7 +57,8 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
         with crew.db.transaction() as conn:
             found = [_signal(item) for item in raised]
             _keep(crew, conn, spec, step, measured, fence)
-            found += _judge_losses(crew, conn, spec, champion, measured, fence)
+            alarms = _judge_losses(crew, conn, spec, champion, measured, fence)
+            found += explain(crew, conn, spec, champion, alarms, fence) if measured.labelled else alarms
             if step.traffic_end is not None:
                 cursor.traffic = max(cursor.traffic, step.traffic_end)
             if step.outcomes_until is not None:
@@ -66,6 +69,8 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
                 take_in(crew, conn, spec, signal, fence)
             if hole is not None:
                 wake(conn, spec, hole, fence)
+            if step.outcomes_until is not None:
+                take_late_labels(crew, conn, spec, fence)
         stood_out |= bool(found)
 
 
@@ -113,8 +118,13 @@ def _next_look(crew: Crew, conn: Connection, spec: ModelSpec, champion: str, cur
     if not complete and not fresh:
         return None
     step = _block_look(crew, conn, spec, champion, cursor.traffic if complete else None)
+    if not fresh:
+        return step
     return step.model_copy(
-        update={"outcomes_from": cursor.outcomes, "outcomes_until": matured} if fresh else {}
+        update={
+            "outcomes_from": cursor.outcomes, "outcomes_until": matured,
+            "matured": served_rows(conn, spec, cursor.outcomes, matured), "labels_before": labels_before(conn, spec),
+        }
     )  # fmt: skip
 
 
@@ -162,13 +172,14 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
                 "within that block.",
                 details={"block": step.traffic_block},
             )  # fmt: skip
-        warnings = [f for f in measured.findings if f["severity"] != "hard"]
-        if warnings:
-            observe(
-                crew, conn, model=model, topic="data_quality", verdict="warn", actor='Agent::"monitoring"',
-                summary=f"{step.traffic_block}: " + "; ".join(sentence(f) for f in warnings[:3]) + ".",
-                details={"block": step.traffic_block, "findings": list(warnings)},
-            )  # fmt: skip
+    warnings = [f for f in (*measured.findings, *measured.label_findings) if f["severity"] != "hard"]
+    if warnings:
+        observe(
+            crew, conn, model=model, topic="data_quality", verdict="warn", actor='Agent::"monitoring"',
+            summary=f"{step.traffic_block or 'labels'}: " + "; ".join(sentence(f) for f in warnings[:3]) + ".",
+            details={"block": step.traffic_block, "findings": list(warnings)},
+        )  # fmt: skip
+    keep_labels(conn, spec, measured, fence)
     if measured.n_labelled:
         known = store.get(conn, DetectorRow, f"{model}/labels")
         n_before = int(str(known.state["n"])) if known is not None else 0
@@ -177,7 +188,7 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
     for version, losses in measured.losses.items():
         for block, loss in losses.items():
             row_id = f"{model}/{block}/{version}/loss"
-            kept: dict[str, Any] = {"loss": loss, "version": version, "label_mean": measured.label_means.get(block)}
+            kept: dict[str, Any] = {"loss": loss, "version": version}
             store.put(conn, BlockRow(id=row_id, model=model, topic="loss", block=block, body=kept), fence=fence)
 
 
@@ -195,7 +206,7 @@ def _judge_losses(
     detector = EDetector.from_state(row.state) if row is not None else _new_detector(conn, spec, champion)
     if detector is None:
         return []
-    bad = set(crew.platform.outcomes.quarantined(spec.model))
+    bad = set(crew.platform.outcomes.quarantined(spec.model)) | spoilt_days(spec, measured)
     detector.update_all({block: loss for block, loss in losses.items() if not bad & set(days_of_block(block, spec))})
     state: dict[str, Any] = dict(detector.state())
     store.put(conn, DetectorRow(id=f"{spec.model}/loss/{champion}", model=spec.model, state=state), fence=fence)

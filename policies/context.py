@@ -104,6 +104,11 @@ _DATA = {
         usual=False,
         strictest=True,
     ),
+    "labels_in_doubt": _flag(
+        "The action takes out days because of their labels, and the data cannot tell whether these are wrong.",
+        usual=False,
+        strictest=True,
+    ),
     "quarantine_days": _count("days", "Days that the action takes out.", usual=1, strictest=0, unsafe="down"),
     "quarantine_share_pct": _share(
         "Share of the training window's days that would be out afterwards.", usual=3, strictest=100

@@ -205,7 +205,7 @@ def _check_oddities(checks: _Checks, facts: BatchFacts) -> None:
         ("late_rows", late, rows + late, LATE, "arrived with an event time far behind"),
     ):
         if total[-1]:
-            step = _step(hits[-1:], total[-1:], hits[:-1], total[:-1])
+            step = step_beyond(hits[-1:], total[-1:], hits[:-1], total[:-1])
             detail = f"{hits[-1] / total[-1]:.1%} of rows {words}, {step:.1%} more than in any earlier block"
             checks.rule(kind, None, value=step, limits=limits, detail=detail)
 
@@ -245,7 +245,7 @@ def _check_values(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -
         ("unparsable", day.status("unparsable"), history.status("unparsable"), (UNPARSABLE, UNPARSABLE)),
         ("retyped", day.status("retyped"), history.status("retyped"), (RETYPED, RETYPED)),
     ):
-        step = _step(hits, rows, earlier, history.n_rows)
+        step = step_beyond(hits, rows, earlier, history.n_rows)
         share = int(hits[0]) / int(rows[0])
         detail = f"{share:.1%} of rows {WORDS[kind]}, {step:.1%} more than in any earlier block"
         checks.rule(kind, name, value=step, limits=(warn, hard), detail=detail)
@@ -271,7 +271,7 @@ def _check_numeric(checks: _Checks, history: FeatureCounts, day: FeatureCounts, 
         detail = f"a step of {step.distance:.1f} sd that {step.unit.name}{also} explains but for {step.remaining:.1f}"
     value = step.distance if step else 0.0
     checks.rule("unit_step", day.bins.name, value=value, limits=(_NEVER, 1e-9), detail=detail)
-    novel = _step(day.status("novel"), day.n_valid, history.status("novel"), history.n_valid)
+    novel = step_beyond(day.status("novel"), day.n_valid, history.status("novel"), history.n_valid)
     detail = f"{novel:.0%} of values are none that the reference has"
     checks.rule("novel_values", day.bins.name, value=novel, limits=(NOVEL_STEP, _NEVER), detail=detail)
     _check_resolution(checks, history, day, bins)
@@ -358,7 +358,7 @@ def _noise(n_rows: float, n_cells: int, ordered: bool) -> float:
     return 1.63 / np.sqrt(n_rows) if ordered else 0.4 * float(np.sqrt(n_cells / n_rows))
 
 
-def _step(hits: Ints, rows: Ints, earlier_hits: Ints, earlier_rows: Ints) -> float:
+def step_beyond(hits: Ints, rows: Ints, earlier_hits: Ints, earlier_rows: Ints) -> float:
     """How much the block's share exceeds the largest earlier one; 0 where days or small numbers explain it."""
     n = max(int(rows[0]), 1)
     share = int(hits[0]) / n

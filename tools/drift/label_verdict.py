@@ -11,8 +11,8 @@ from tools.drift.labels import Change, Hypothesis
 
 REJECTED, KEPT = 0.003, 0.05
 """p-values below which an explanation is rejected, and above which it is kept."""
-MIN_BLOCKS = 3
-"""Blocks that a step needs: one strange day or two are the weather."""
+MIN_BLOCKS = 2
+"""Blocks that a step needs: one strange day is the weather."""
 BROKEN: tuple[Hypothesis, ...] = ("flip", "lost", "gained")
 REAL: tuple[Hypothesis, ...] = ("prior", "fade")
 WORDS: dict[Hypothesis, str] = {
@@ -80,7 +80,7 @@ def _on_features(dependence: Dependence | None) -> str:
 
 def _no_step(change: Change) -> str:
     if change.n_blocks < MIN_BLOCKS:
-        return f"only {change.n_blocks} block(s) show it"
+        return f"only the block of {change.since} shows it"
     if change.ramp is not None and change.is_visible:
         return f"it came gradually from the block of {change.since} on"
     return f"single blocks do not show it ({change.size:.1f} block standard deviations): a step looks like a drift"

@@ -93,6 +93,12 @@ class LabelReference:
         return float(self.weights @ self.curve)
 
     @property
+    def centre(self) -> Floats:
+        """Mean (rate, slope) of the reference's own blocks: the pooled curve is steeper than theirs."""
+        pairs = np.array([[shift.rate, shift.slope] for shift in self.shifts])
+        return np.asarray(pairs.mean(axis=0))
+
+    @property
     def freedom(self) -> int:
         return len(self.shifts) - 2
 
@@ -224,8 +230,7 @@ def find_change(reference: LabelReference, blocks: Sequence[LabelCounts]) -> Cha
     shifts = [shift for block in blocks[-MAX_WINDOW:] if (shift := shift_of(block, reference.curve)) is not None]
     if not shifts:
         return None
-    centre = np.mean([[shift.rate, shift.slope] for shift in reference.shifts], axis=0)
-    moved = np.array([[shift.rate, shift.slope] for shift in shifts]) - centre
+    moved = np.array([[shift.rate, shift.slope] for shift in shifts]) - reference.centre
     inverse = np.linalg.inv(reference.covariance)
     counts = np.arange(len(moved), 0, -1, dtype=np.float64)
     means = np.cumsum(moved[::-1], axis=0)[::-1] / counts[:, None]
@@ -237,8 +242,25 @@ def find_change(reference: LabelReference, blocks: Sequence[LabelCounts]) -> Cha
     along = moved[first:] @ inverse @ means[first] / size
     return Change(
         since=shifts[first].block, n_blocks=n, rate=float(means[first, 0]), slope=float(means[first, 1]), size=size,
-        ramp=_ramp(along), fits=_fits(reference, centre, means[first], n),
+        ramp=_ramp(along), fits=_fits(reference, means[first], n),
     )  # fmt: skip
+
+
+def is_like(reference: LabelReference, rate: float, slope: float, block: LabelCounts) -> bool:
+    """Whether a block is nearer to a change of (rate, slope) than to the reference; False where it cannot say."""
+    shift = shift_of(block, reference.curve)
+    if shift is None:
+        return False
+    inverse = np.linalg.inv(reference.covariance)
+    change = np.array([rate, slope])
+    moved = np.array([shift.rate, shift.slope]) - reference.centre
+    return bool(moved @ inverse @ change >= change @ inverse @ change / 2)
+
+
+def distance(reference: LabelReference, one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Of two changes of (rate, slope), in standard deviations of one block."""
+    gap = np.subtract(one, other)
+    return math.sqrt(float(gap @ np.linalg.inv(reference.covariance) @ gap))
 
 
 def _ramp(along: Floats) -> float | None:
@@ -248,9 +270,9 @@ def _ramp(along: Floats) -> float | None:
     return float(along[-half:].mean() - along[:half].mean()) / math.sqrt(2 / half)
 
 
-def _fits(reference: LabelReference, centre: Floats, moved: Floats, n_blocks: int) -> tuple[Fit, ...]:
+def _fits(reference: LabelReference, moved: Floats, n_blocks: int) -> tuple[Fit, ...]:
     weights, curve = reference.weights, reference.curve
-    mean = reference.mean
+    mean, centre = reference.mean, reference.centre
     # What a block's own line expects: the pooled curve is steeper, for it holds the days' differences as well.
     usual = np.clip(mean + centre[0] + (1 + centre[1]) * (curve - mean), 1e-6, 1 - 1e-6)
     base = np.array(_line(weights, usual, curve))
