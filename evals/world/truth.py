@@ -75,6 +75,8 @@ class Truth:
     intercept: float = -1.0
     day_sd: float = 0.15
     """Every day shifts all logits by a draw of this size: rows of one day share its weather."""
+    day_rho: float = 0.0
+    """Autocorrelation of those shifts from one day to the next: weather lasts."""
     noise_sd: float = 1.0
     """Residual of a regression."""
     unlabelled_ratio: float = 0.02
@@ -113,7 +115,10 @@ def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
     n_rows = _row_count(truth, day, rng)
     shares = {kind: _total(truth, kind, day) for kind in _SHARES}
     inputs = _inputs(spec, truth, day, n_rows, rng, fault_rng)
-    score = _true_score(spec, truth, seed, day, inputs) + rng.normal(0.0, truth.day_sd) + shares["prior"]
+    weather = rng.normal(0.0, truth.day_sd)
+    if truth.day_rho:
+        weather = _lasting(spec, truth, seed, day)
+    score = _true_score(spec, truth, seed, day, inputs) + weather + shares["prior"]
     if spec.task == "regression":
         expected = score
         outcome = score + rng.normal(0.0, truth.noise_sd, n_rows)
@@ -144,6 +149,16 @@ def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
         frame=pl.concat([frame, copies]), expected=expected[rows], outcome=outcome[rows], labels=labels,
         extra=extra[rows],
     )  # fmt: skip
+
+
+def _lasting(spec: ModelSpec, truth: Truth, seed: int, day: date) -> float:
+    """A day's shift that hangs together with those before it: an AR(1) of the same size, over the past two months."""
+    draws = [
+        np.random.default_rng([seed, zlib.crc32(f"{spec.model}/weather".encode()), day.toordinal() - age]).normal()
+        for age in range(60)
+    ]
+    weights = truth.day_rho ** np.arange(60)
+    return float(truth.day_sd * math.sqrt(1 - truth.day_rho**2) * (weights @ np.array(draws)))
 
 
 def _reported(spec: ModelSpec, outcome: Floats, shares: dict[DriftKind, float], rng: np.random.Generator) -> Floats:

@@ -216,6 +216,17 @@ def test_a_fault_shows_in_the_rows_from_its_first_day_to_its_last(
     assert shown == [False, True, True, False]
 
 
+def test_weather_that_lasts_has_the_size_and_the_memory_that_were_asked_for(tmp_path: Path) -> None:
+    truth = Truth(rows_per_day=2_000, history_days=400, signal=0.1, intercept=0.0, day_sd=0.5, day_rho=0.7)
+    world = World(tmp_path, seed=4)
+    world.add(example_spec(), truth)
+    rate = np.array([world.rows("churn", day).outcome.mean() for day in world.history_days("churn")])
+    shift = np.log(rate / (1 - rate))
+
+    assert 0.4 < shift.std() < 0.6
+    assert 0.55 < np.corrcoef(shift[1:], shift[:-1])[0, 1] < 0.8
+
+
 def test_a_segment_collapses_while_the_others_stay(tmp_path: Path) -> None:
     broken = Drift(kind="segment", start="2026-03-02", magnitude=1.0, features=("plan",), level="a")
     world, platform = live(tmp_path, broken)
