@@ -6,7 +6,7 @@ from scipy.special import expit, logit
 
 from tests.tools.label_worlds import LabelWorld
 from tools.drift.calibration import calibration_alarms, tolerated
-from tools.drift.labels import LabelCounts, LabelReference, reference_of
+from tools.drift.labels import LabelCounts, LabelReference, find_change, reference_of
 
 
 def counts(world: LabelWorld, n_days: int) -> list[LabelCounts]:
@@ -65,3 +65,16 @@ def test_half_a_healthy_year_raises_no_alarm(day_sd: float, rho: float) -> None:
     hits = [alarms(LabelWorld(seed=seed, rows=150, day_sd=day_sd, rho=rho), 180) for seed in range(8)]
 
     assert sum(bool(hit) for hit in hits) <= 1
+
+
+def test_an_arm_of_an_ab_test_with_a_quarter_of_the_rows_raises_no_alarm() -> None:
+    hits = 0
+    for seed in range(12):
+        days = LabelWorld(seed=seed, rows=100, day_sd=0.05).days(37 + 120)
+        halves = [day if at < 37 else day.head(day.height // 4) for at, day in enumerate(days)]
+        blocks = [LabelCounts.of(d["block"][0], d["label"], d["score"]) for d in halves]
+        ref = reference(blocks[:37])
+        hits += bool(calibration_alarms(ref, blocks[37:], tolerance=0.001, false_alarm_blocks=8_000))
+        hits += find_change(ref, blocks[-28:]) is not None
+
+    assert hits <= 1

@@ -52,8 +52,9 @@ def calibration_alarms(
     sd = np.sqrt(np.diag(reference.covariance))
     n = len(reference.shifts)
     null = np.maximum([limit.rate, limit.slope], 2 * sd / math.sqrt(n))
+    # A block of fewer rows than the reference's varies more: it is scaled to vary as they do, at the most.
     moved = [
-        (shift.rate - centre[0], shift.slope - centre[1])
+        math.sqrt(reference.weight(shift)) * (np.array([shift.rate, shift.slope]) - centre)
         for block in blocks
         if (shift := shift_of(block, reference.curve)) is not None
     ]

@@ -73,6 +73,7 @@ class Shift:
     """Mean label less what the curve expects of these scores."""
     slope: float
     """Slope of the label on the curve, less 1."""
+    n_rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,10 @@ class LabelReference:
     def mean(self) -> float:
         """The label's mean."""
         return float(self.weights @ self.curve)
+
+    def weight(self, shift: Shift) -> float:
+        """What a block counts for: less than one where it has fewer rows than the reference's, as half of an A/B has."""
+        return min(1.0, shift.n_rows / float(np.median([known.n_rows for known in self.shifts])))
 
     @property
     def centre(self) -> Floats:
@@ -132,7 +137,9 @@ def shift_of(counts: LabelCounts, curve: Floats) -> Shift | None:
         return None
     weights = counts.n / total
     rate, slope = _line(weights, counts.y / np.maximum(counts.n, 1), curve)
-    return Shift(block=counts.block, rate=rate, slope=slope) if math.isfinite(slope) else None
+    if not math.isfinite(slope):
+        return None
+    return Shift(block=counts.block, rate=rate, slope=slope, n_rows=counts.n_rows)
 
 
 def _line(weights: Floats, label: Floats, curve: Floats) -> tuple[float, float]:
@@ -232,17 +239,18 @@ def find_change(reference: LabelReference, blocks: Sequence[LabelCounts]) -> Cha
         return None
     moved = np.array([[shift.rate, shift.slope] for shift in shifts]) - reference.centre
     inverse = np.linalg.inv(reference.covariance)
-    counts = np.arange(len(moved), 0, -1, dtype=np.float64)
-    means = np.cumsum(moved[::-1], axis=0)[::-1] / counts[:, None]
+    weights = np.array([reference.weight(shift) for shift in shifts])
+    counts = np.cumsum(weights[::-1])[::-1]
+    means = np.cumsum((weights[:, None] * moved)[::-1], axis=0)[::-1] / counts[:, None]
     sizes = np.sqrt(np.einsum("ti,ij,tj->t", means, inverse, means))
     first = int(np.argmax(counts * sizes**2))
-    size, n = float(sizes[first]), int(counts[first])
+    size, n = float(sizes[first]), float(counts[first])
     if size * math.sqrt(n) < CERTAIN:
         return None
-    along = moved[first:] @ inverse @ means[first] / size
+    along = np.sqrt(weights[first:]) * (moved[first:] @ inverse @ means[first] / size)
     return Change(
-        since=shifts[first].block, n_blocks=n, rate=float(means[first, 0]), slope=float(means[first, 1]), size=size,
-        ramp=_ramp(along), fits=_fits(reference, means[first], n),
+        since=shifts[first].block, n_blocks=len(moved) - first, rate=float(means[first, 0]),
+        slope=float(means[first, 1]), size=size, ramp=_ramp(along), fits=_fits(reference, means[first], n),
     )  # fmt: skip
 
 
@@ -270,7 +278,7 @@ def _ramp(along: Floats) -> float | None:
     return float(along[-half:].mean() - along[:half].mean()) / math.sqrt(2 / half)
 
 
-def _fits(reference: LabelReference, moved: Floats, n_blocks: int) -> tuple[Fit, ...]:
+def _fits(reference: LabelReference, moved: Floats, n_blocks: float) -> tuple[Fit, ...]:
     weights, curve = reference.weights, reference.curve
     mean, centre = reference.mean, reference.centre
     # What a block's own line expects: the pooled curve is steeper, for it holds the days' differences as well.
