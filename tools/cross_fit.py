@@ -22,7 +22,9 @@ def training_matrix(rows: Rows, features: tuple[FeatureContract, ...], *, task: 
     As `Encoder.encode`, except that the target mean of a row's level is taken from the other folds. A row's own label
     would otherwise be part of its feature, and the estimator would trust rare levels that say nothing about later rows:
     with 2,000 levels of 15 rows that carry no information, AUC on later rows was .592 in sample and .633 cross-fitted.
-    Folds are whole blocks in turn, since rows of one block share what made their labels.
+    Folds are rows in turn, so that all of them hold the same days. Folds of whole days differ in their mean label, and the
+    encoding then tells a tree which fold a row is in: a lower number, more positives. On flights that cost .010 of AUC
+    against rows in turn, measured over the nine months after the cut (.641 and .651; in sample .646).
 
     Source: Micci-Barreca, A preprocessing scheme for high-cardinality categorical attributes (2001); cross fitting as
     in scikit-learn's TargetEncoder.
@@ -31,20 +33,13 @@ def training_matrix(rows: Rows, features: tuple[FeatureContract, ...], *, task: 
     matrix = encoder.encode(rows.columns)
     if task == "multiclass":  # levels are their rank by frequency, which no label is part of
         return matrix
-    fold = _folds(rows)
+    fold = np.arange(len(rows), dtype=np.intp) % FOLDS
     owners = np.array(encoder.column_features)
     for feature in features:
         if isinstance(feature.encoding, Values):
             [at] = np.flatnonzero(owners == feature.name)
             matrix[:, at] = _means_of_other_folds(rows.columns[feature.name], feature.encoding, rows.label, fold)
     return matrix
-
-
-def _folds(rows: Rows) -> Indices:
-    """Fold of each row: by block, or row by row where there are fewer blocks than folds."""
-    names, block = np.unique(rows.blocks, return_inverse=True)
-    turn = block if len(names) >= FOLDS else np.arange(len(rows))
-    return np.asarray(turn % FOLDS, dtype=np.intp)
 
 
 def _means_of_other_folds(values: Column, encoding: Values, label: Floats, fold: Indices) -> Floats:

@@ -22,33 +22,48 @@ def _city_column(rows: Rows, spec_task: str = "binary") -> np.ndarray:
     return np.asarray(training_matrix(rows, features, task=spec.task)[:, at])
 
 
-def test_labels_of_a_block_do_not_reach_the_features_of_that_block() -> None:
+def test_the_label_of_a_row_does_not_reach_its_own_feature() -> None:
     rows = make_rows(make_spec())
-    newest = rows.blocks == rows.blocks[-1]
+    fold = np.arange(len(rows)) % FOLDS == 2
     flipped = Rows(
         columns=rows.columns,
-        label=np.where(newest, 1 - rows.label, rows.label),
+        label=np.where(fold, 1 - rows.label, rows.label),
         blocks=rows.blocks,
         n_classes=rows.n_classes,
     )
 
     before, after = _city_column(rows), _city_column(flipped)
 
-    assert np.array_equal(before[newest], after[newest])
-    assert not np.array_equal(before[~newest], after[~newest])
+    assert np.array_equal(before[fold], after[fold])
+    assert not np.array_equal(before[~fold], after[~fold])
+
+
+def test_days_that_differ_in_their_mean_label_leave_no_trace_in_the_features_of_their_rows() -> None:
+    frame = make_frame(n_rows=6_000, n_days=20, seed=5)
+    rng = np.random.default_rng(5)
+    day = frame["event_time"].dt.ordinal_day().to_numpy()
+    rate = np.where(day % 5 == 2, 0.8, 0.2)
+    rows = make_rows(make_spec(), frame.with_columns(label=pl.Series((rng.random(len(frame)) < rate).astype(float))))
+
+    encoded = _city_column(rows)
+    rates = [
+        (encoded[rows.blocks == block].mean(), rows.label[rows.blocks == block].mean()) for block in set(rows.blocks)
+    ]
+
+    assert abs(np.corrcoef(np.array(rates).T)[0, 1]) < 0.6
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_values_are_those_of_scikit_learn_fitted_on_the_other_folds(task: str) -> None:
     spec = make_spec(task)
     rows = make_rows(spec, make_frame(task))
-    days = np.unique(rows.blocks, return_inverse=True)[1]
+    turn = np.arange(len(rows)) % FOLDS
     city = np.array(["absent" if name is None else name for name in rows.columns["city"]]).reshape(-1, 1)
     ours = _city_column(rows, task)
     kind = "binary" if task == "binary" else "continuous"
 
     for fold in range(FOLDS):
-        inside = days % FOLDS == fold
+        inside = turn == fold
         theirs = TargetEncoder(smooth=SMOOTHING_ROWS, target_type=kind).fit(city[~inside], rows.label[~inside])
         np.testing.assert_allclose(ours[inside], theirs.transform(city[inside])[:, 0], rtol=1e-5)
 
