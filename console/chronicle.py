@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from console.figures import figure
 from console.summary_types import (
     ActionTaken,
     ApprovalStory,
@@ -242,7 +243,7 @@ def _why(
             return f"{prefix}under way: {run.waits_for or 'next step'}"
         return f"{prefix}not promoted: {run.facts.get('story') or run.outcome.replace('_', ' ')}"
     if decision.verdict == "lose" and z is not None:
-        return f"z {z:.2f} is below the {needed_z:.3g} that adopts: the champion stays"
+        return f"z {figure(z, '.2f')} is below the {needed_z:.3g} that adopts: the champion stays"
     return decision.summary
 
 

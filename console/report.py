@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from console import charts, plots
+from console.figures import figure
 from console.plots import Plot
 from console.summary_text import answer, day, gain, kept, percent, shown, took
 from console.summary_types import Summary
@@ -38,7 +39,14 @@ def render_report(summary: Summary, *, home: Path) -> str:
     """The page. Every text of the summary is data: it is escaped, and the page runs no script."""
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters |= {"day": day, "percent": percent, "took": took, "answer": answer, "words": _words}
+    environment.filters |= {
+        "day": day,
+        "percent": percent,
+        "took": took,
+        "answer": answer,
+        "words": _words,
+        "figure": figure,
+    }
     environment.globals |= {
         "shown": lambda value: shown(value, summary.metric),
         "gain": lambda measured: gain(measured, summary),

@@ -10,7 +10,7 @@ from console.workspace import Workspace, domain_now, require_role
 from orchestrator import people
 from orchestrator.crew import Stamp
 from orchestrator.goal_aims import served_versions
-from orchestrator.goals.reading import read_goal
+from orchestrator.goals.reading import NOT_YET, read_goal
 from orchestrator.promises import promise_id
 from policies.current import difference
 from state import store
@@ -64,12 +64,11 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
 
 
 ROLES = ("champion", "challenger", "previous", "latest")
-UNSERVED = ("constraints", "window", "deadline", "every", "traffic_percent")
 
 
 def _refuse_unserved(goal: Goal) -> None:
     """A key that nothing acts upon is refused: a goal that is half kept would look like one that is kept."""
-    given = [name for name in UNSERVED if getattr(goal, name) not in (None, [])]
+    given = [name for name in NOT_YET if getattr(goal, name) not in (None, [])]
     if goal.strategy not in (None, "canary"):
         given.append("strategy")
     if given:

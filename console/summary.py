@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from console import chronicle
+from console import chronicle, control_cache
 from console.chronicle import Records, Stint
+from console.figures import counted
 from console.signing import load_signer
 from console.summary_text import render_text
 from console.summary_types import (
@@ -75,7 +76,10 @@ def summarise(
     records = chronicle.read_records(workspace.db, model)
     stints = [stint for stint in chronicle.stints(records) if stint.start <= end]
     rows = training_rows or _pipeline_rows(workspace.home, spec)
-    scores, controls = _controls(spec, records, stints, start, end, platform=platform, rows=rows, progress=progress)
+    scores, controls = _controls(
+        spec, records, stints, start, end, platform=platform, rows=rows, progress=progress,
+        home=workspace.home if training_rows is None else None,
+    )  # fmt: skip
     progress("measuring, and verifying the decision log")
     traffic = _traffic(records, start, end, platform, block=spec.monitoring.block)
     blocks = _blocks(spec, scores)
@@ -122,8 +126,9 @@ def _pipeline_rows(home: Path, spec: ModelSpec) -> TrainingRows:
 
 def _controls(
     spec: ModelSpec, records: Records, stints: Sequence[Stint], start: datetime, end: datetime, *,
-    platform: Platform, rows: TrainingRows, progress: Callable[[str], None],
+    platform: Platform, rows: TrainingRows, progress: Callable[[str], None], home: Path | None,
 ) -> tuple[ControlScores | None, Controls]:  # fmt: skip
+    """Both controls, measured once: `home` keeps the scores, None keeps nothing."""
     first = next((stint.version for stint in stints if stint.promoted_at is not None), None)
     days = spec.monitoring.cadence / timedelta(days=1)
     if first is None:
@@ -132,11 +137,18 @@ def _controls(
     bad = chronicle.known_bad_days(records, platform.outcomes.quarantined(spec.model))
     schedule = Schedule(every=spec.monitoring.cadence, rows=rows, excluded_days=bad, candidate=_candidate(records))
     try:
-        scores = score_controls(
-            spec, package=platform.registry.package(spec.model, first), start=start, end=end, schedule=schedule,
-            labelled=lambda since, until: platform.outcomes.labelled(spec.model, start=since, end=until, as_of=end),
-            progress=progress,
-        )  # fmt: skip
+        package = platform.registry.package(spec.model, first)
+        key = control_cache.key_of(home, spec, package=package, start=start, end=end, schedule=schedule) if home else ""
+        scores = control_cache.kept(home, spec.model, key) if home else None
+        if scores is not None:
+            progress("nothing that they rest on has changed: as measured before")
+        else:
+            scores = score_controls(
+                spec, package=package, start=start, end=end, schedule=schedule, progress=progress,
+                labelled=lambda since, until: platform.outcomes.labelled(spec.model, start=since, end=until, as_of=end),
+            )  # fmt: skip
+            if home is not None:
+                control_cache.keep(home, spec.model, key, scores)
     except SteadyError as exc:  # the summary of a long run must not be lost because a control cannot be made
         return None, Controls(first_version=first, cadence_days=days, refits=[], error=str(exc))
     refits = [RefitStory(at=refit.at, n_rows=refit.n_rows, error=refit.error) for refit in scores.refits]
@@ -330,7 +342,7 @@ def _notes(spec: ModelSpec, scores: ControlScores | None, controls: Controls, *,
         notes.append(
             f"Always-retrain refits the recipe at the spec's cadence of {controls.cadence_days:g} days on the labels "
             f"known by then, one fit without cross-validation each, and serves every refit unseen: "
-            f"{sum(not refit.error for refit in controls.refits)} refits. Quarantined days are left out of them."
+            f"{counted(sum(not refit.error for refit in controls.refits), 'refit')}. Quarantined days are left out."
         )
         notes += [f"The refit of {r.at:%Y-%m-%d} failed: {r.error}." for r in controls.refits if r.error]
     elif scores is not None:
@@ -342,5 +354,6 @@ def _notes(spec: ModelSpec, scores: ControlScores | None, controls: Controls, *,
     if scores is not None and not len(scores.times_us):
         notes.append("No answered row has a label yet: there is nothing to measure.")
     if n_denied:
-        notes.append(f"{n_denied} proposals were denied; a denial that repeats unchanged is recorded once.")
+        said = "1 proposal was" if n_denied == 1 else f"{n_denied} proposals were"
+        notes.append(f"{said} denied; a denial that repeats unchanged is recorded once.")
     return notes

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from console.figures import counted, figure
 from console.summary_types import IncidentStory, Measured, Summary
 
 NONE = "-"
@@ -26,7 +27,7 @@ def shown(value: float | None, metric: str) -> str:
     """A metric as people read it: four decimals for scores, four digits for errors in the label's unit."""
     if value is None:
         return NONE
-    return f"{value:.4g}" if metric in ("rmse", "mae") else f"{value:.4f}"
+    return figure(value, ".4g" if metric in ("rmse", "mae") else ".4f")
 
 
 def gain(measured: Measured, summary: Summary) -> str:
@@ -35,7 +36,7 @@ def gain(measured: Measured, summary: Summary) -> str:
         return NONE
     better = measured.served - measured.never
     better = -better if summary.lower_is_better else better
-    return f"{better:+.4g}" if summary.metric in ("rmse", "mae") else f"{better:+.4f}"
+    return figure(better, "+.4g" if summary.metric in ("rmse", "mae") else "+.4f")
 
 
 def day(at: datetime | str | None) -> str:
@@ -44,7 +45,7 @@ def day(at: datetime | str | None) -> str:
 
 
 def percent(ratio: float | None) -> str:
-    return NONE if ratio is None else f"{100 * ratio:.0f} %"
+    return NONE if ratio is None else f"{figure(100 * ratio, '.0f')} %"
 
 
 def kept(summary: Summary) -> str:
@@ -61,8 +62,8 @@ def kept(summary: Summary) -> str:
     n_promoted = sum(version.promoted_at is not None for version in summary.versions) - 1
     n_refits = len(summary.controls.refits)
     return (
-        f"{said}; {percent(summary.gain_kept)} of always-retrain's gain kept with {max(n_promoted, 0)} new champions "
-        f"instead of {n_refits} refits"
+        f"{said}; {percent(summary.gain_kept)} of always-retrain's gain kept with "
+        f"{counted(max(n_promoted, 0), 'new champion')} instead of {counted(n_refits, 'refit')}"
     )
 
 
@@ -80,7 +81,9 @@ def took(incident: IncidentStory) -> str:
 def _headline(summary: Summary) -> RenderableType:
     seconds = f", {summary.wall_seconds:.0f} s of work" if summary.wall_seconds is not None else ""
     days = (summary.end - summary.start).days
-    head = Text(f"{summary.model}: {day(summary.start)} to {day(summary.end)} ({days} days{seconds})", style="bold")
+    head = Text(
+        f"{summary.model}: {day(summary.start)} to {day(summary.end)} ({counted(days, 'day')}{seconds})", style="bold"
+    )
     return Text("\n").join([head, Text(kept(summary))])
 
 
@@ -147,8 +150,8 @@ def _challengers(summary: Summary) -> Table:
         verdict = c.verdict.replace("_", " ") + (", near miss" if c.near_miss else "")
         _add(
             table, day(c.at), c.asked_by or NONE, c.champion or NONE, verdict,
-            NONE if c.z is None else f"{c.z:.2f}", NONE if c.needed_z is None else f"{c.needed_z:.2f}",
-            NONE if c.mean_difference is None else f"{c.mean_difference:+.4f}",
+            NONE if c.z is None else figure(c.z, ".2f"), NONE if c.needed_z is None else f"{c.needed_z:.2f}",
+            NONE if c.mean_difference is None else figure(c.mean_difference, "+.4f"),
             NONE if c.n_blocks is None else str(c.n_blocks), c.why,
         )  # fmt: skip
     return table

@@ -201,51 +201,6 @@ def restore_serving(running: Running) -> None:
         platform.mesh.stage(endpoint=endpoint, key=route.key or key)
 
 
-def first_champion(running: Running) -> None:
-    """Run the loop until the first champion serves.
-
-    Raises:
-        InputError: the run ended without one; the message says why.
-    """
-    deadline = time.monotonic() + 3600
-    while time.monotonic() < deadline:
-        last = run_until_quiet(running.crew, running.graph, running.spec)
-        with running.crew.db.transaction() as conn:
-            champion = store.get(conn, DetectorRow, f"{running.spec.model}/champion")
-            runs = store.select(conn, RunRow, model=running.spec.model)
-        if champion is not None:
-            with running.crew.db.transaction() as conn:
-                if store.get(conn, DetectorRow, f"{running.spec.model}/cadence") is None:
-                    note_cadence(running.crew, conn, running.spec, fence=None)
-            route = running.platform.mesh.read(running.spec.model)
-            if route is not None:
-                running.say("deployment", f"version {champion.state['version']} serves at {route.address}/predict")
-            return
-        if last.outcome == "quiet":
-            raise _no_champion(running, runs)
-        time.sleep(POLL_SECONDS)
-
-
-def _no_champion(running: Running, runs: Sequence[RunRow]) -> InputError:
-    """What every run waits for or ended with, which gates failed, and why the newest failed action failed."""
-    model = running.spec.model
-    said = [run.waits_for or run.outcome.replace("_", " ") for run in runs]
-    with running.crew.db.snapshot() as conn:
-        asked = store.select(conn, ApprovalRow, model=model, status="pending")
-        observed = [entry.decision for entry in log.read(conn, model=model, kind="observed")]
-        failed = store.select(
-            conn, ActionRow, model=model, state="failed", order="created_at", newest_first=True, limit=1
-        )
-    gates = [d for d in observed if isinstance(d, Observed) and d.topic == "gates"]
-    said += [d.summary.rstrip(".") for d in gates[-1:] if d.verdict == "failed"]
-    said += [f"{action.kind} failed: {action.message}" for action in failed]
-    remedy = "See `steady status` and `steady audit list`; correct the spec or the data"
-    if asked:
-        answers = " and ".join(f"`steady approve {row.id}`" for row in asked)
-        remedy = f"Answer with {answers}, then run this again: it goes on where it stood"
-    return InputError(f"{model} has no first champion: {'; '.join(said)}", remedy=remedy)
-
-
 def replay(
     running: Running,
     window: Window,

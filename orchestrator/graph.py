@@ -220,9 +220,16 @@ def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, rulin
         crew.say("orchestrator", f"{proposal.kind.replace('_', ' ')} denied: {ruling.reason}")
     first = datetime.fromisoformat(str(run.body.setdefault("denied_since", now.isoformat())))
     if proposal.kind == "promote" and not _passing(ruling):
-        run.facts["canary_failed"] = True
         run.facts["story"] = f"promotion denied: {ruling.reason}"
-    elif REJECTED in ruling.rules and labels_are_right(
+        if proposal.args.get("previous") is None:
+            # A first version has nobody to give its traffic back to.
+            end_run(crew, conn, run, "rejected" if REJECTED in ruling.rules else "denied", fence=desk.fence)
+            return
+        run.facts["canary_failed"] = True
+        run.status, run.wake_at, run.waits_for = "ready", None, ""
+        store.put(conn, run, fence=desk.fence)
+        return
+    if REJECTED in ruling.rules and labels_are_right(
         crew, conn, run, desk.spec, proposal, fence=desk.fence
     ):  # fmt: skip
         return

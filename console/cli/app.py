@@ -13,6 +13,7 @@ from console.cli.options import Home, Json, settings_of
 from console.cli.output import out, print_json, table
 from console.specs import load_spec
 from console.workspace import Workspace, open_workspace
+from orchestrator.goals.reading import KEYS, NOT_YET, SENTENCES
 from state.errors import InputError
 from state.spec import Metric
 
@@ -78,9 +79,19 @@ def spec_check(file: Annotated[Path, typer.Argument(help="A model spec.")], json
         out.print(f"  note: {note}", markup=False)
 
 
-@app.command(epilog="""Example: steady goal "keep flights's roc_auc above 0.65" """)
+_GOAL_HELP = "\n\n".join(
+    [
+        "Say what should be true: one of these sentences, or the typed goal as JSON.",
+        "\b\n" + "\n".join(f"  {sentence}" for sentence in SENTENCES),
+        "\b\nKeys of the typed goal:\n" + "\n".join(f"  {key}: {values}" for key, values in KEYS.items()),
+        f"Read and refused, for nothing acts upon them yet: {', '.join(NOT_YET)}.",
+    ]
+)
+
+
+@app.command(help=_GOAL_HELP, epilog="""Example: steady goal "keep flights's roc_auc above 0.65" """)
 def goal(
-    text: Annotated[str, typer.Argument(help="A sentence in a form of the README, or the typed goal as JSON.")],
+    text: Annotated[str, typer.Argument(help="A sentence, or the typed goal as JSON.")],
     json: Json = False,
     home: Home = None,
 ) -> None:

@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from console.cli.app import app
 from console.cli.output import fail
-from state.errors import InputError, RetryableError, SteadyError, ToolRejected
+from state.errors import HeldByPolicy, InputError, RetryableError, SteadyError, ToolRejected
 
 
 def main() -> None:
@@ -41,6 +41,8 @@ def _code(exc: Exception) -> int:
             return fail(str(exc), "Run it again: it goes on where it stood; `steady status` shows the state", code=1)
         case ToolRejected():
             return fail(str(exc), "Correct or restore what is named there, then run it again")
+        case HeldByPolicy():
+            return fail(str(exc), "Do that, then run it again: it goes on where it stood", code=1)
         case SteadyError():
             return fail(str(exc), "`steady status` and `steady audit list` show the state", code=1)
         case typer.Abort():

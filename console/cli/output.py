@@ -41,5 +41,5 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 
 def say(agent: str, text: str) -> None:
-    """One line of progress: who, and what in plain words."""
-    err.print(f"{agent:>20}  {text}", markup=False, soft_wrap=True)
+    """One line of progress: who, in plain words as well, and what."""
+    err.print(f"{agent.replace('_', ' '):>20}  {text}", markup=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.progress import Progress
 
 from console import demo as flights_demo
 from console.cli.output import err, out, print_json, say
+from console.first import first_champion
 from console.interrupts import ended_by_signals
 from console.preflight import Window, claim, parse_time
 from console.report import write_report
@@ -20,7 +20,8 @@ from console.services import status
 from console.settings import Settings
 from console.specs import load_spec
 from console.summary import Summary, render_text, summarise
-from console.up import Running, first_champion, live, replay, shut_down, start_model
+from console.up import Running, live, replay, shut_down, start_model
+from console.work_time import WorkTime
 from console.workspace import open_workspace
 from state.errors import InputError
 
@@ -44,37 +45,37 @@ def run_up(
     loaded = load_spec(spec)
     window = _asked_window(replay_from, until)
     _check_writable(html)
-    begun = time.monotonic()
     with ended_by_signals(), closing(open_workspace(settings, create=True)) as workspace:
+        work = WorkTime(workspace.db, loaded.spec.model)
         running = start_model(workspace, loaded, window=window, say=say)
         try:
-            first_champion(running)
+            first_champion(running, ticks=ticks)
             if running.window is None:
                 live(running, loaded, ticks=ticks)
                 if json:
                     print_json(status(workspace))
             else:
-                run_replay(running, running.window, hooks=[])
-                finish(running, running.window, seconds=time.monotonic() - begun, json=json, html=html)
+                run_replay(running, running.window, hooks=[], work=work)
+                finish(running, running.window, seconds=work.seconds(), json=json, html=html)
         finally:
             shut_down(running, keep=keep_running)
 
 
 def run_demo(*, full: bool, fresh: bool, keep_running: bool, html: Path | None, json: bool, settings: Settings) -> None:
     """The flights of 2013, with both injected acts."""
-    begun = time.monotonic()
     _check_writable(html)
     if fresh or flights_demo.half_removed(settings):
         flights_demo.remove(settings)
     with ended_by_signals(), closing(open_workspace(settings, create=True)) as workspace:
+        work = WorkTime(workspace.db, flights_demo.MODEL)
         claim(workspace, flights_demo.MODEL)
         loaded = load_spec(flights_demo.prepare_files(settings, say))
         window = flights_demo.window(full)
         running = start_model(workspace, loaded, window=window, say=say)
         try:
             first_champion(running)
-            run_replay(running, window, hooks=flights_demo.hooks(running))
-            finish(running, window, seconds=time.monotonic() - begun, json=json, html=html)
+            run_replay(running, window, hooks=flights_demo.hooks(running), work=work)
+            finish(running, window, seconds=work.seconds(), json=json, html=html)
         finally:
             shut_down(running, keep=keep_running)
 
@@ -100,7 +101,7 @@ def _check_writable(html: Path | None) -> None:
         raise InputError(f"--html {html} cannot be written", remedy="Name a file in a writable folder")
 
 
-def run_replay(running: Running, window: Window, *, hooks: list[Any]) -> None:
+def run_replay(running: Running, window: Window, *, hooks: list[Any], work: WorkTime) -> None:
     """Replay with a progress bar on standard error."""
     total = max((window.end - window.start) / running.spec.monitoring.block, 1)
     with Progress(console=err, transient=True) as progress:
@@ -109,11 +110,12 @@ def run_replay(running: Running, window: Window, *, hooks: list[Any]) -> None:
         def on_block(at: datetime, n_rows: int) -> None:
             done = (at - window.start) / running.spec.monitoring.block
             progress.update(task, completed=done, description=f"{at:%Y-%m-%d} ({n_rows} rows)")
+            work.note()
 
         replay(running, window, hooks=hooks, on_block=on_block)
 
 
-def finish(running: Running, window: Window, *, seconds: float, json: bool, html: Path | None) -> Summary:
+def finish(running: Running, window: Window, *, seconds: float | None, json: bool, html: Path | None) -> Summary:
     """The summary of a replay: printed, and written as an HTML report."""
     say("orchestrator", "measuring the two controls: never retrained, always retrained")
     summary = summarise(

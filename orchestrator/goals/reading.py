@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from state.errors import InputError
-from state.goals import Goal, Objective
+from state.goals import Goal, GoalIntent, Objective
 
 SENTENCES: tuple[str, ...] = (
     "keep MODEL's METRIC above|below VALUE",
@@ -26,6 +26,20 @@ SENTENCES: tuple[str, ...] = (
     "report on MODEL",
 )
 """The forms that are understood, as the README shows them."""
+
+KEYS: dict[str, str] = {
+    "intent": ", ".join(get_args(GoalIntent)),
+    "model": "name of the model; it may be left out where there is only one",
+    "version": "a number, champion, challenger, previous or latest",
+    "objectives": 'list of {"metric", "op", "value"}, on the metric that the model is judged by; rates and scores are fractions',
+    "strategy": "canary",
+    "approval": "policy (a person is asked where policy says so) or always",
+    "dry_run": "true: what would happen, and nothing happens",
+    "baseline": "champion, of a comparison",
+}
+"""Keys of the typed goal that something acts upon, and their values."""
+NOT_YET: tuple[str, ...] = ("constraints", "window", "deadline", "every", "traffic_percent")
+"""Keys that are read, and refused because nothing acts upon them yet."""
 
 METRIC_NAMES = {
     "accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1", "f1 score": "f1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,8 +17,10 @@ import polars as pl
 import pytest
 import yaml
 
+from orchestrator.goals.reading import KEYS, NOT_YET, SENTENCES
 from policies.engine import SHIPPED
 from state import store
+from state.goals import Goal
 from state.rows import GoalRow, ModelRow, RunRow
 from tests.console.command import Answer, Steady, refused
 from tests.e2e import datasets
@@ -232,6 +235,15 @@ def test_help_has_an_example_for_every_command(steady: Steady) -> None:
     ):  # fmt: skip
         answer = steady(*command.split(), "--help")
         assert (answer.code, f"Example: steady {command}" in answer.out) == (0, True), command
+
+
+def test_the_help_of_goal_lists_every_sentence_and_every_key(steady: Steady) -> None:
+    said = steady("goal", "--help").out
+    for sentence in SENTENCES:
+        assert sentence in said
+    known = [name for name in Goal.model_fields if re.search(rf"\b{name}\b", said)]
+    assert known == list(Goal.model_fields)
+    assert set(KEYS) | set(NOT_YET) == set(Goal.model_fields)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

@@ -48,13 +48,15 @@ def test_live_operation_answers_takes_outcomes_in_and_outlives_a_wrong_file(tmp_
         running.end(home)
 
 
-def test_a_gate_that_no_candidate_reaches_is_named_and_nothing_serves(tmp_path: Path) -> None:
+def test_a_gate_that_no_candidate_reaches_is_a_question_and_nothing_serves(tmp_path: Path) -> None:
     gates = [{"metric": "roc_auc", "op": ">=", "value": 0.999}]
     home, spec = tmp_path / "ws", datasets.write(tmp_path, "still", training=TRAINING, gates=gates)
     try:
         answer = running.steady("up", spec, "--ticks", "1", home=home)
-        assert answer.code == 2
-        assert re.search(r"error: loans has no first champion: .*roc_auc 0\.\d+ \(needs >= 0\.999\)", answer.err)
+        assert answer.code == 1
+        assert re.search(r"error: loans has no first champion yet: .*roc_auc 0\.\d+ \(needs >= 0\.999\)", answer.err)
+        [question] = running.steady("status", "--json", home=home).json["approvals"]
+        assert f"steady approve {question['id']}" in answer.err
         [model] = running.steady("status", "--json", home=home).json["models"]
         assert (model["champion"], model["weights"]) == (None, None)
         assert running.wait_until_gone(home) == {}
