@@ -22,14 +22,13 @@ from console.workspace import Workspace
 from orchestrator.crew import Crew
 from orchestrator.graph import Graph, open_graph
 from orchestrator.loop import checkpoint, let_go, run_until_quiet
-from orchestrator.replay import POLL_SECONDS, Replay
+from orchestrator.replay import Replay
 from orchestrator.runs import new_run
-from orchestrator.triage import note_cadence
 from state import log, store
 from state.clock import Clock, ReplayClock, WallClock
-from state.decisions import Commanded, Observed
+from state.decisions import Commanded
 from state.errors import InputError, RetryableError, SteadyError, ToolRejected
-from state.rows import ActionRow, ApprovalRow, DetectorRow, GoalRow, ModelRow, RunRow, SwitchRow
+from state.rows import ActionRow, GoalRow, ModelRow, SwitchRow
 from state.spec import ModelSpec
 from tools.data import WorkspaceData, traffic
 from tools.importer import import_files
