@@ -56,9 +56,13 @@ def check_keys(
         f"record {named[n][0]} changes the signing key to {named[n][1]}"
         for n in range(1, len(ring))
     ]  # fmt: skip
+    lone = [
+        f"{text}, and the key before it did not sign for it: ask whoever made the change."
+        for text, yes in zip(said, vouched, strict=True)
+        if not yes
+    ]
     if not given:
-        lone = [text for text, yes in zip(said, vouched, strict=True) if not yes]
-        return [], [f"{text}, and the key before it did not sign for it: ask whoever made the change." for text in lone]
+        return [], lone
     believed = [vkey in given for _, vkey in named]
     for n in range(1, len(ring)):
         believed[n] = believed[n] or (believed[n - 1] and vouched[n - 1])
@@ -72,7 +76,7 @@ def check_keys(
     ]
     if not believed[0]:
         problems.append(f"record {named[0][0]} names {named[0][1]}, and no key that was given signed over it")
-    return problems, []
+    return problems, [] if problems else lone
 
 
 def _vouched(

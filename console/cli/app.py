@@ -102,12 +102,15 @@ def goal(
         answer: dict[str, Any] = {"goal_id": row.id, "status": row.status, "goal": row.goal}
         if row.goal["intent"] == "report":
             answer["report"] = services.status(workspace)
+        stopped = services.halted(workspace)
     finally:
         workspace.close()
     if json:
         print_json(answer)
-    else:
-        out.print(f"goal {row.id} is {row.status}: {row.text}", markup=False)
+        return
+    out.print(f"goal {row.id} is {row.status}: {row.text}", markup=False)
+    if stopped and row.status == "active":
+        out.print("the kill switch is on: nothing is done for it before `steady halt --release`", markup=False)
 
 
 @app.command(epilog="Example: steady status --json")
@@ -185,12 +188,15 @@ def _answer(approval: str, answer: Any, comment: str, json: bool, home: Path | N
     workspace = _opened(home)
     try:
         row = services.answer_approval(workspace, approval, answer, comment)
+        stopped = services.halted(workspace)
     finally:
         workspace.close()
     if json:
         print_json({"approval_id": row.id, "status": row.status, "action": row.action, "model": row.model})
     else:
         out.print(f"{row.action} of {row.model}: {row.status} by {row.answered_by}", markup=False)
+        if stopped and answer == "approved":
+            out.print("the kill switch is on: it is asked anew after `steady halt --release`", markup=False)
 
 
 @app.command(epilog="Example: steady halt --reason 'upstream outage'")

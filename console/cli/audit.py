@@ -136,4 +136,6 @@ def new_key_(
         print_json({"old_key": old, "new_key": new})
     else:
         out.print(f"the log was signed with  {old}\nand is signed from now on with  {new}", markup=False)
-        out.print("Hand the new public key to whoever verifies; the old private key stays beside it, retired.")
+        out.print(
+            "Hand the new public key to whoever verifies. The old private key, where it was there, lies beside it."
+        )

@@ -153,6 +153,13 @@ def test_resuming_a_model_under_the_kill_switch_says_that_it_is_still_on(steady:
     assert steady("halt", "--release", "--home", home).code == 0
 
 
+def test_what_is_asked_or_approved_under_the_kill_switch_says_that_it_is_on(steady: Steady, home: Path) -> None:
+    assert "kill switch" not in steady("goal", "retrain parcels", "--home", home).out
+    steady("halt", "--home", home)
+    assert "steady halt --release" in steady("goal", "investigate parcels", "--home", home).out
+    assert "asked anew" in steady("approve", "question", "--home", home).out
+
+
 def test_halt_hold_and_their_inverses_show_in_status_and_log(steady: Steady, home: Path) -> None:
     assert steady("halt", "--reason", "outage", "--json", "--home", home).json == {"halted": True}
     assert steady("hold", "parcels", "--json", "--home", home).json == {"model": "parcels", "held": True}

@@ -119,7 +119,9 @@ def test_a_changed_key_that_nobody_vouches_for_takes_both_keys_to_be_believed(db
     told = verify(db, second, None)
     assert told.ok
     assert any("record 3 changes the signing key" in note for note in told.notes)
-    assert verify(db, second, [OLD.vkey, NEW.vkey]).ok
+    both = verify(db, second, [OLD.vkey, NEW.vkey])
+    assert both.ok
+    assert any("did not sign for it" in note for note in both.notes)
     doubted = verify(db, second, OLD.vkey)
     [problem] = doubted.problems
     assert problem.startswith("record 3 changes the signing key to ")
