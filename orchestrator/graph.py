@@ -233,13 +233,13 @@ def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, rulin
         crew, conn, run, desk.spec, proposal, fence=desk.fence
     ):  # fmt: skip
         return
-    elif REJECTED in ruling.rules:
+    if REJECTED in ruling.rules:
         give_up(crew, conn, run, "rejected", ruling.reason, fence=desk.fence)
         return
-    elif set(ruling.rules) == {"dry-run"}:
+    if set(ruling.rules) == {"dry-run"}:
         end_run(crew, conn, run, "dry_run", fence=desk.fence)
         return
-    elif "same-remedy" in ruling.rules or (first <= now - DENIED_DAYS and not _stopped_by_people(ruling)):
+    if "same-remedy" in ruling.rules or (first <= now - DENIED_DAYS and not _stopped_by_people(ruling)):
         text = f"{proposal.kind} is denied: {ruling.reason}"
         _call_once(desk, conn, run, text)
         give_up(crew, conn, run, "escalated", text, fence=desk.fence)
