@@ -246,9 +246,10 @@ def _usable_approval(crew: Crew, conn: Connection, key: str) -> ApprovalRow | No
     """The newest yes to this action that the log holds as well; a row that only says so is void, and people hear of it."""
     found = store.select(conn, ApprovalRow, action_key=key, status="approved")
     for row in reversed(found):
-        if _in_the_log(conn, row):
+        said = _said_of(conn, row)
+        if _is_said(row, said):
             return row
-        row.answered_by = row.answered_at = None
+        _put_back(row, said)
         _change_approval(crew, conn, row, "void", "the row says approved, and the log holds no such answer")
         tell(
             crew, conn, key=f"forged/{row.id}", title=f"{row.model}: somebody wrote an approval past the log",
@@ -257,10 +258,21 @@ def _usable_approval(crew: Crew, conn: Connection, key: str) -> ApprovalRow | No
     return None
 
 
-def _in_the_log(conn: Connection, row: ApprovalRow) -> bool:
-    """Whether the log holds the yes, and the question as the row has it."""
+def _said_of(conn: Connection, row: ApprovalRow) -> list[ApprovalChanged]:
     entries = log.read(conn, run_id=row.run_id, kind="approval_changed")
-    said = [d for e in entries if isinstance(d := e.decision, ApprovalChanged) and d.approval_id == row.id]
+    return [d for e in entries if isinstance(d := e.decision, ApprovalChanged) and d.approval_id == row.id]
+
+
+def _put_back(row: ApprovalRow, said: list[ApprovalChanged]) -> None:
+    """The question as the log has it, with no answer."""
+    row.answered_by, row.answered_at, row.comment = None, None, ""
+    for asked in (d for d in said if d.change == "asked"):
+        row.roles = list(asked.roles)
+        row.binding_sha256 = asked.binding_sha256 or row.binding_sha256
+
+
+def _is_said(row: ApprovalRow, said: list[ApprovalChanged]) -> bool:
+    """Whether the log holds the yes, and the question as the row has it."""
     asked = [d.binding_sha256 for d in said if d.change == "asked" and d.binding_sha256 is not None]
     return (not asked or asked[-1] == row.binding_sha256) and any(
         (d.change, d.action_key, d.roles) == ("approved", row.action_key, row.roles) for d in said

@@ -201,7 +201,11 @@ class RowCheck:
             pairs["comment"] = (row.comment, "" if by == "expiry" else answers[-1].reason)
         asked = next((record for record in said if record.change == "asked"), None)
         if asked is not None:
-            pairs |= {"reason": (row.reason, asked.reason), "asked_at": _times(row.asked_at, asked.at)}
+            pairs |= {
+                "roles": (row.roles, asked.roles),
+                "reason": (row.reason, asked.reason),
+                "asked_at": _times(row.asked_at, asked.at),
+            }
             for name in ("args", "binding_sha256"):
                 if getattr(asked, name) is not None:
                     pairs[name] = (getattr(row, name), getattr(asked, name))

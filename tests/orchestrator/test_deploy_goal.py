@@ -252,6 +252,8 @@ def test_an_approval_that_only_its_row_says_is_void_and_people_hear_of_it(stage:
     assert (first.id, first.status, first.answered_by, second.status) == (question.id, "void", None, "pending")
     assert stage.weights() == {"1": 100, "2": 0}
     assert any("past the log" in message.title for message in stage.messages())
+    assert first.roles == question.roles
+    stage.check_books()
 
 
 def test_an_approved_question_whose_binding_was_changed_since_is_void(stage: Stage) -> None:
@@ -261,3 +263,4 @@ def test_an_approved_question_whose_binding_was_changed_since_is_void(stage: Sta
     stage.put(answered.model_copy(update={"binding_sha256": "0" * 64}))
     stage.days(1)
     assert [row.status for row in stage.rows(ApprovalRow)] == ["void", "pending"]
+    stage.check_books()
