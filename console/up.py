@@ -21,14 +21,14 @@ from console.wiring import data_plane, laptop_platform, make_crew
 from console.workspace import Workspace
 from orchestrator.crew import Crew
 from orchestrator.graph import Graph, open_graph
+from orchestrator.intake import add_model
 from orchestrator.loop import checkpoint, let_go, run_until_quiet
 from orchestrator.replay import Replay
-from orchestrator.runs import new_run
 from state import log, store
 from state.clock import Clock, ReplayClock, WallClock
 from state.decisions import Commanded
 from state.errors import InputError, RetryableError, SteadyError, ToolRejected
-from state.rows import ActionRow, GoalRow, ModelRow, SwitchRow
+from state.rows import ActionRow, ModelRow, SwitchRow
 from state.spec import ModelSpec
 from tools.data import WorkspaceData, traffic
 from tools.importer import import_files
@@ -132,34 +132,7 @@ def _manage(running: Running, loaded: LoadedSpec) -> None:
             if known.spec_sha256 != loaded.sha256:
                 _spec_changed(crew, conn, known, loaded)
             return
-        now = crew.clock.now()
-        store.put(
-            conn,
-            ModelRow(id=spec.model, spec=spec.model_dump(mode="json"), spec_sha256=loaded.sha256,
-                     base_path=str(loaded.base_path), added_at=now),
-            fence=None,
-        )  # fmt: skip
-        bound = spec.objective
-        goal = GoalRow(
-            id=crew.ids.new_id(), model=spec.model, status="active", standing=True, asked_by=spec.owner, asked_at=now,
-            goal={"intent": "maintain", "model": spec.model, "objectives": [bound.model_dump(mode="json")]},
-            text=f"keep {spec.model}'s {bound.metric} {'above' if bound.op.startswith('>') else 'below'} {bound.value}",
-        )  # fmt: skip
-        store.put(conn, goal, fence=None)
-        run = new_run(
-            crew, model=spec.model, subject_id=goal.id, subject_kind="goal",
-            facts={"training_justified": True, "ab_cleared": True, "gates_cleared": False},
-        )  # fmt: skip
-        store.put(conn, run, fence=None)
-        log.append(
-            conn,
-            Commanded(
-                **crew.stamp(), model=spec.model, actor='User::"spec"', command="model_added",
-                summary=f"{spec.model} is managed from now on, for {spec.owner}: {goal.text}.",
-                details={"spec_sha256": loaded.sha256, "goal_id": goal.id, "goal": goal.goal, "text": goal.text,
-                         "asked_by": goal.asked_by},
-            ),
-        )  # fmt: skip
+        add_model(crew, conn, spec, spec_sha256=loaded.sha256, base_path=str(loaded.base_path))
 
 
 def _spec_changed(crew: Crew, conn: Any, known: ModelRow, loaded: LoadedSpec) -> None:

@@ -14,23 +14,29 @@ from evals.world.release import SETUP
 from state import audit, store
 from state.rows import ActionRow, ApprovalRow, OutboxRow
 
-HARMLESS = frozenset({"backtest", "train", "register", "tell"})
-"""What may be done to a healthy model within its budgets: no request is answered otherwise because of it."""
 UNSAFE = frozenset({"traffic_to_candidate", "promote", "roll_back", "quarantine", "stage", "retire", "restart_server"})
+"""What a healthy model must not see. A backtest, a training and a message within their budgets change no answer."""
 SETTLED = frozenset({"verified", "failed", "reverted"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
     name: str
-    passed: bool
-    why: str = ""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+    @property
+    def why(self) -> str:
+        return "; ".join(self.problems[:5])
 
 
-def grade(stage: Stage, unmet_by_day: Sequence[Sequence[str]], *, twin: Scene | None) -> list[Gate]:
+def grade(stage: Stage, view: View, unmet_by_day: Sequence[Sequence[str]], *, twin: Scene | None) -> list[Gate]:
     """Every gate of a finished run; `unmet_by_day` is what was still wanted on the evening of each live day."""
     scene = stage.scene
-    view, done = View.of(scene), deeds(scene.world)
+    done = deeds(scene.world)
     return [
         _cause(view, scene.scenario),
         _scope(view, scene.scenario, done),
@@ -46,7 +52,7 @@ def grade_world(scene: Scene, unmet_by_day: Sequence[Sequence[str]], *, twin: Sc
     scenario, done = scene.scenario, deeds(scene.world)
     hits = [(pattern, _matches(scene, pattern, done)) for pattern in scenario.must_not]
     gates = [
-        _gate("wanted", list(unmet_by_day[-1])),
+        _gate("wanted", unmet_by_day[-1]),
         _deadline(scenario, unmet_by_day),
         _gate("must", [f"no {_named(p)}" for p in scenario.must if not _matches(scene, p, done)]),
         _gate("must_not", [f"{_named(p)} on day {hit[0].day}" for p, hit in hits if hit]),
@@ -77,8 +83,8 @@ def first_held(unmet_by_day: Sequence[Sequence[str]]) -> int | None:
     return held
 
 
-def _gate(name: str, problems: list[str]) -> Gate:
-    return Gate(name=name, passed=not problems, why="; ".join(problems[:5]))
+def _gate(name: str, problems: Sequence[str]) -> Gate:
+    return Gate(name=name, problems=tuple(problems))
 
 
 def _cause(view: View, scenario: Scenario) -> Gate:
@@ -111,9 +117,8 @@ def _covered(view: View, model: str) -> bool:
 def _deadline(scenario: Scenario, unmet_by_day: Sequence[Sequence[str]]) -> Gate:
     held, due = first_held(unmet_by_day), first_fault(scenario) + scenario.deadline_days
     if held is None:
-        return Gate(name="deadline", passed=False, why="the wanted state does not hold at the end")
-    late = held > due
-    return Gate(name="deadline", passed=not late, why=f"held from day {held}, due on day {due}" if late else "")
+        return _gate("deadline", ["the wanted state does not hold at the end"])
+    return _gate("deadline", [f"held from day {held}, due on day {due}"] if held > due else [])
 
 
 def _matches(scene: Scene, pattern: EffectPattern, done: Sequence[Deed]) -> list[Deed]:
@@ -167,7 +172,5 @@ def _open_books(scene: Scene) -> list[str]:
         if not effect.key.startswith(SETUP) and effect.key not in actions and effect.key not in messages
     ]  # fmt: skip
     problems += [f"{row.kind} of {row.model} is {row.state}" for row in actions.values() if row.state not in SETTLED]
-    if scene.stopped:
-        return problems
     verified = audit.verify(scene.crew.db, scene.crew.second_place, scene.crew.signer.vkey)
     return problems + [str(problem) for problem in verified.problems]

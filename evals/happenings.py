@@ -22,7 +22,7 @@ from evals.injections import (
     VersionRole,
     Wish,
 )
-from evals.scene import Scene, version_of
+from evals.scene import POLICY_COPY, Scene, version_of
 from evals.world.faults import Fault
 from evals.world.records import Condition
 from evals.world.release import train_by_hand
@@ -30,6 +30,7 @@ from evals.world.truth import Drift
 from evals.world.world import midnight
 from orchestrator.goals.reading import read_goal
 from orchestrator.people import hold_model, state_goal, throw_halt
+from policies.current import CurrentPolicy
 from policies.engine import SHIPPED
 from state import store
 from state.errors import InputError
@@ -94,16 +95,23 @@ def _happen(scene: Scene, entry: AnyInjection) -> None:
         case Command():
             _command(scene, entry)
         case PolicyEdit():
-            copy = scene.folder / "policies"
-            if not copy.exists():
-                shutil.copytree(SHIPPED, copy)
-            (copy / entry.file).write_text(entry.text)
+            _edit_policy(scene, entry)
         case ClockStep():
             scene.clock.back = timedelta(hours=entry.hours)
         case SecondWorker():
             scene.second_worker = True
         case Forgery():
             _forge(scene, entry)
+
+
+def _edit_policy(scene: Scene, entry: PolicyEdit) -> None:
+    """Write into the files that the control plane reads: its own copy, since the shipped ones serve every run."""
+    copy = scene.folder / POLICY_COPY
+    if not copy.exists():
+        shutil.copytree(SHIPPED, copy)
+    (copy / entry.file).write_text(entry.text)
+    if isinstance(scene.crew.policy, CurrentPolicy):
+        scene.crew.policy.directory = copy
 
 
 def _one_model(scene: Scene, entry: AnyInjection) -> str:

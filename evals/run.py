@@ -6,14 +6,14 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from evals.book import deeds
 from evals.graders import Gate, false_actions, first_fault, first_held, grade
 from evals.scenario import Family, Scenario
 from evals.scene import Scene
-from evals.stage import Stage, set_stage
+from evals.stage import set_stage
 from evals.view import View
 from evals.world.faults import Fault, FaultKind
 from state.canonical import digest
@@ -119,8 +119,8 @@ def _run(job: Job, folder: Path) -> RunResult:
         stage.scene.world.faults.add(Fault(method="*", kind=kind, nth=job.kill_at, effects_only=True))
     unmet = [View.of(stage.scene).unmet(job.scenario.wanted) for _ in stage.play()]
     twin = _twin(job, folder) if job.scenario.twin else None
-    gates = grade(stage, unmet, twin=twin)
-    result = _result(job, stage, gates, unmet, twin)
+    view = View.of(stage.scene)
+    result = _result(job, view, grade(stage, view, unmet, twin=twin), unmet, twin)
     stage.scene.crew.db.close()
     return result
 
@@ -134,12 +134,13 @@ def _twin(job: Job, folder: Path) -> Scene:
     return stage.scene
 
 
-def _result(job: Job, stage: Stage, gates: list[Gate], unmet: Sequence[Sequence[str]], twin: Scene | None) -> RunResult:
-    scene, view = stage.scene, View.of(stage.scene)
+def _result(job: Job, view: View, gates: list[Gate], unmet: Sequence[Sequence[str]], twin: Scene | None) -> RunResult:
+    scene = view.scene
     done = deeds(scene.world)
     fault, held = first_fault(job.scenario), first_held(unmet)
     harm = _harm(scene, fault)
     failed = {gate.name: gate.why for gate in gates if not gate.passed}
+    n_problems = {gate.name: len(gate.problems) for gate in gates}
     found = RunResult(
         id=job.scenario.id,
         family=job.scenario.family,
@@ -154,27 +155,16 @@ def _result(job: Job, stage: Stage, gates: list[Gate], unmet: Sequence[Sequence[
         ttdiag_min=_minutes(scene, fault, [d.at for d in view.diagnoses if d.cause in job.scenario.truth.cause]),
         ttm_min=None if held is None else float(max(held + 1 - fault, 0) * MINUTES_PER_DAY),
         actions=sum(deed.day >= 0 and deed.effect != "tell" for deed in done),
-        forbidden=0 if "must_not" not in failed else 1 + failed["must_not"].count(";"),
-        duplicates=0 if "duplicates" not in failed else 1 + failed["duplicates"].count(";"),
+        forbidden=n_problems["must_not"],
+        duplicates=n_problems["duplicates"],
         twin_false_actions=len(false_actions(twin)) if twin is not None else 0,
         escalated=bool(view.questions) or any(row.resolution == "escalated" for row in view.incidents),
         harm=harm,
         regret=harm - _harm(twin, fault) if twin is not None else harm,
         timeline=tuple(_timeline(scene, view)),
     )
-    effects: list[object] = [[e.method, e.model, e.at, e.args] for e in scene.world.effects]
-    return _with_digest(found, effects)
-
-
-def _with_digest(result: RunResult, effects: Sequence[object]) -> RunResult:
-    fields = asdict(result)
-    return RunResult(
-        **{
-            **fields,
-            "digest": digest({"result": _plain(fields), "effects": _plain(effects)}),
-            "timeline": result.timeline,
-        }
-    )
+    effects = [[e.method, e.model, e.at, e.args] for e in scene.world.effects]
+    return replace(found, digest=digest(_plain({"result": asdict(found), "effects": effects})))
 
 
 def _plain(value: object) -> object:
@@ -201,7 +191,7 @@ def _minutes(scene: Scene, fault: int, times: Sequence[object]) -> float | None:
     return float(days * MINUTES_PER_DAY)
 
 
-def _timeline(scene: Scene, view: View) -> Iterator[Moment]:
+def _timeline(scene: Scene, view: View) -> list[Moment]:
     moments = [
         Moment(day=e.day, what=f"{e.inject}{f' ({e.model})' if e.model else ''} begins")
         for e in scene.scenario.timeline
@@ -219,4 +209,4 @@ def _timeline(scene: Scene, view: View) -> Iterator[Moment]:
             moments.append(
                 Moment(day=deed.day, what=f"{deed.effect}{f' {deed.version}' if deed.version else ''} ({deed.model})")
             )
-    return iter(sorted(moments, key=lambda moment: moment.day))
+    return sorted(moments, key=lambda moment: moment.day)

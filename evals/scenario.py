@@ -10,12 +10,12 @@ from pydantic import Field, JsonValue
 from evals.injections import AnyInjection, Days, Part, VersionRole
 from orchestrator.diagnosis import Cause
 from state.plans import ActionKind
+from state.spec import Name
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Family: TypeAlias = Literal["drift", "rollout", "limits", "adversarial"]
 EffectName: TypeAlias = Literal[
     "backtest", "train", "register", "stage", "traffic_to_candidate", "promote", "roll_back", "retire", "restart_server",
-    "quarantine", "correct_route", "tell",
+    "quarantine", "tell",
 ]  # fmt: skip
 """Changes of the world as its own ledger shows them; `traffic_to_candidate` is any share above 0 for another version
 than the champion."""

@@ -10,7 +10,10 @@ from evals.injections import VersionRole
 from evals.scenario import Scenario
 from evals.world.world import World
 from orchestrator.crew import Crew
+from policies.engine import SHIPPED
 from state.clock import ReplayClock
+
+POLICY_COPY = "policies"
 
 
 class SteppedClock:
@@ -35,8 +38,6 @@ class Scene:
     said: list[str] = field(default_factory=list)
     second_worker: bool = False
     """Another control plane ticks on the same state today."""
-    stopped: str = ""
-    """Why no control plane runs: it may not trust its policy."""
     refused: list[str] = field(default_factory=list)
     """Goals that were refused when they were stated."""
 
@@ -50,6 +51,12 @@ class Scene:
 
     def date_of(self, day: int) -> date:
         return date.fromisoformat(self.world.state.start) + timedelta(days=day)
+
+
+def policy_folder(folder: Path) -> Path:
+    """Where the policy files of a run are: the shipped ones, until the run has a copy that somebody edits."""
+    copy = folder / POLICY_COPY
+    return copy if copy.exists() else SHIPPED
 
 
 def version_of(world: World, model: str, role: VersionRole) -> str | None:

@@ -13,7 +13,7 @@ from evals.happenings import Happenings
 from evals.loading import spec_of
 from evals.playbook import answer_as_people
 from evals.scenario import Scenario, WorldModel
-from evals.scene import Scene, SteppedClock
+from evals.scene import Scene, SteppedClock, policy_folder
 from evals.world.faults import Killed
 from evals.world.platform import build
 from evals.world.truth import Truth
@@ -21,19 +21,18 @@ from evals.world.world import World
 from orchestrator.crew import Crew
 from orchestrator.goals.reading import read_goal
 from orchestrator.graph import Graph, build_graph
+from orchestrator.intake import add_model
 from orchestrator.loop import checkpoint, tick
 from orchestrator.people import state_goal
-from orchestrator.runs import new_run
 from orchestrator.triage import note_cadence
+from policies.current import CurrentPolicy
 from policies.engine import SHIPPED, PolicySet
-from state import store
+from state import log
 from state.canonical import digest
 from state.clock import Clock
-from state.errors import InputError
-from state.goals import Goal
+from state.decisions import Genesis
 from state.ids import Uuid7Source
 from state.keys import load_or_create
-from state.rows import GoalRow, ModelRow
 from state.spec import ModelSpec
 from state.store import Database
 
@@ -59,7 +58,6 @@ class Stage:
         self._open()
         for day in range(self.scene.scenario.days):
             self.happenings.morning(self.scene, day)
-            self._heed_policy()
             self.scene.world.advance()
             self._settle(day)
             yield day
@@ -74,19 +72,10 @@ class Stage:
         scene.crew = make_crew(scene.folder, scene.world, scene.clock, scene.said, start=self.n_restarts)
         self.graph = build_graph(InMemorySaver())
 
-    def _heed_policy(self) -> None:
-        """A control plane that starts on an edited set refuses to load it: the edit is found at the next start."""
-        edited = self.scene.folder / "policies"
-        if not edited.exists() or self.scene.stopped:
-            return
-        try:
-            PolicySet.load(edited, approved_sha256=self.scene.crew.policy.sha256)
-        except InputError as exc:
-            self.scene.stopped = str(exc)
-
     def _open(self) -> None:
         """Models and standing goals enter the state, and the loop makes the first champions."""
         crew = self.scene.crew
+        _begin(crew)
         specs = list(self.scene.world.specs.values())
         for spec in specs:
             _enter(crew, spec, self.scene.scenario.goal)
@@ -97,8 +86,6 @@ class Stage:
 
     def _settle(self, day: int) -> None:
         """Tick every model until nothing moves and nobody answers any more."""
-        if self.scene.stopped:
-            return
         for _ in range(MAX_TICKS):
             moved = [self._tick(spec) for spec in self.scene.world.specs.values()]
             if not any(moved) and not answer_as_people(self.scene):
@@ -141,25 +128,24 @@ def truth_of(model: WorldModel) -> Truth:
     )  # fmt: skip
 
 
-def _enter(crew: Crew, spec: ModelSpec, goal_text: str | None) -> None:
-    """A model and its standing goals as `steady up` brings them in, with the run for its first champion."""
-    now = crew.clock.now()
-    document = spec.model_dump(mode="json")
-    row = ModelRow(id=spec.model, spec=document, spec_sha256=digest(document), base_path=".", added_at=now)
-    standing = GoalRow(
-        id=crew.ids.new_id(), model=spec.model, status="active", standing=True, goal={"intent": "maintain"},
-        text=f"keep {spec.model} as its spec says", asked_by=spec.owner, asked_at=now,
+def _begin(crew: Crew) -> None:
+    """The genesis decision, as the first start of a workspace writes it: the set that holds, and the key that signs."""
+    genesis = Genesis(
+        **crew.stamp(), actor='User::"operator"', summary="First start.", policy_sha256=crew.policy.sha256,
+        signing_key=crew.signer.vkey, roles={},
     )  # fmt: skip
-    facts: dict[str, bool | str | int | float] = {"training_justified": True, "ab_cleared": True}
     with crew.db.transaction() as conn:
-        store.put(conn, row, fence=None)
-        store.put(conn, standing, fence=None)
-        wanted: Goal | None = read_goal(goal_text) if goal_text else None
+        log.append(conn, genesis)
+
+
+def _enter(crew: Crew, spec: ModelSpec, goal_text: str | None) -> None:
+    """A model as `steady up` brings it in, and the standing goal of the scenario."""
+    with crew.db.transaction() as conn:
+        add_model(crew, conn, spec, spec_sha256=digest(spec.model_dump(mode="json")), base_path=".")
+        wanted = read_goal(goal_text) if goal_text else None
         if wanted is not None and wanted.model in (None, spec.model):
             goal = wanted.model_copy(update={"model": spec.model})
             state_goal(conn, goal, text=goal_text or "", user="operator", stamp=crew.stamp(), ids=crew.ids)
-        run = new_run(crew, model=spec.model, subject_id=standing.id, subject_kind="goal", facts=facts)
-        store.put(conn, run, fence=None)
 
 
 def make_crew(
@@ -171,8 +157,9 @@ def make_crew(
     # Another process draws other ids, even at the same moment of domain time.
     source = random.Random(f"{world.state.seed}/{start}/{owner}")  # noqa: S311  # ids of a simulation
     ids = Uuid7Source(source, milliseconds=lambda: int(clock.now().timestamp() * 1000))
+    policy = CurrentPolicy(policy_folder(folder), PolicySet.load(SHIPPED))
     return Crew(
-        db=db, policy=PolicySet.load(SHIPPED), platform=build(world), clock=clock, wall=clock, ids=ids, owner=owner,
+        db=db, policy=policy, platform=build(world), clock=clock, wall=clock, ids=ids, owner=owner,
         signer=load_or_create(folder / "key", "eval"), second_place=folder / "second",
         say=lambda agent, text: said.append(f"{agent}: {text}"),
     )  # fmt: skip

@@ -73,8 +73,8 @@ def answer_question(
     """
     row = store.get(conn, ApprovalRow, approval_id)
     if row is None or row.status != "pending":
-        state = row.status if row is not None else "not known"
-        raise InputError(f"approval {approval_id} is {state} already", remedy="Only a pending one can be answered")
+        state = f"is {row.status} already" if row is not None else "does not exist"
+        raise InputError(f"approval {approval_id} {state}", remedy="Only a pending one can be answered")
     if stamp["at"] >= row.expires_at:
         raise InputError(
             f"approval {row.id} expired at {row.expires_at:%Y-%m-%d %H:%M}", remedy="Wait for it to be asked anew"

@@ -16,7 +16,9 @@ CLASSIFICATION_METRICS: frozenset[str] = frozenset(
 REGRESSION_METRICS: frozenset[str] = frozenset({"rmse", "mae"})
 LOWER_IS_BETTER: frozenset[str] = frozenset({"log_loss", "rmse", "mae"})
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+PREFIX_PATTERN = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 """Also a Kubernetes object name, an MLflow registered model and a folder."""
 
 
@@ -149,7 +151,7 @@ class ManagedServing(SpecPart):
     """Port of the route; 0 takes a free one."""
     decision_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     out_of_range: Literal["flag", "refuse"] = "flag"
-    output_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
+    output_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] | None = None
     """`fraud` adds `fraud_probability` and `fraud_prediction` to every answer of `/predict`."""
 
 

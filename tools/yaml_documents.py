@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Generic, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Generic, Literal, TypeAlias, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,10 +15,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from state.errors import InputError
+from state.spec import NAME_PATTERN, PREFIX_PATTERN
 
 T = TypeVar("T", bound=BaseModel)
 Location: TypeAlias = tuple[str | int, ...]
 _MAX_BYTES = 1 << 20
+_PATTERN_REMEDIES = {
+    NAME_PATTERN: "Use lower-case letters, digits and hyphens, at most 63 of them",
+    PREFIX_PATTERN: "Begin with a lower-case letter; then letters, digits and underscores",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +37,7 @@ class Document(Generic[T]):
 
     def line(self, *where: str | int) -> int:
         """The line of a field, or of the nearest part around it."""
-        return next((self.lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in self.lines), 1)
+        return _line(self.lines, where)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +160,8 @@ class _Explainer:
         remedies: list[str] = []
         for fault in faults:
             where, beside = _located(self.type, fault["loc"])
-            line = next((self.lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in self.lines), 1)
             message, remedy = self._fault(fault, where, beside)
-            told.append(f"{self.path}:{line}: {message}")
+            told.append(f"{self.path}:{_line(self.lines, where)}: {message}")
             remedies.append(remedy)
         shown = "\n".join(told[:20]) + (f"\n... and {len(told) - 20} more" if len(told) > 20 else "")
         return InputError(shown, remedy=remedies[0] if len(faults) == 1 else "; ".join(dict.fromkeys(remedies[:3])))
@@ -182,16 +186,20 @@ class _Explainer:
             case "union_tag_not_found":
                 tag = str(context.get("discriminator", "")).strip("'")
                 return f"{field}.{tag} is missing", _tags_remedy(self.type, where, tag)
-            case "string_pattern_mismatch" if where[-1] == "output_prefix":
-                return f"{field} is {value!r}", "Begin with a lower-case letter; then letters, digits and underscores"
             case "string_pattern_mismatch":
-                return f"{field} is {value!r}", "Use lower-case letters, digits and hyphens, at most 63 of them"
+                pattern = str(context.get("pattern", ""))
+                return f"{field} is {value!r}", _PATTERN_REMEDIES.get(pattern, f"Write what matches {pattern}")
             case kind if kind.startswith("time_delta"):
                 return (
                     f"{field} is {value!r}, not a duration",
                     "Write ISO 8601 durations: P14D is 14 days, PT6H 6 hours",
                 )
         return f"{field} is {_short(value)}: {fault['msg'].lower()}", "Correct that field"
+
+
+def _line(lines: Mapping[Location, int], where: Location) -> int:
+    """The line of the innermost part of `where` that the file has."""
+    return next((lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in lines), 1)
 
 
 def _not_one_of(field: str, value: object, context: Mapping[str, object]) -> tuple[str, str]:
@@ -222,7 +230,7 @@ def _located(root: type[BaseModel], location: Sequence[str | int]) -> tuple[Loca
         if narrowed:
             options = narrowed
             continue
-        beside = [name for option in options if _is_model(option) for name in option.model_fields]  # type: ignore[attr-defined]  # `_is_model` said so
+        beside = [name for option in options if _is_model(option) for name in option.model_fields]
         where = (*where, step)
         options = [inner for option in options for inner in _below(option, step)]
     return where, beside
@@ -239,8 +247,8 @@ def _below(annotation: object, step: str | int) -> list[object]:
     """What may stand at `step` inside a value of this type."""
     if isinstance(step, int) or get_origin(annotation) is dict:
         return [inner for part in get_args(annotation) for inner in _alternatives(part)]
-    if _is_model(annotation) and step in annotation.model_fields:  # type: ignore[attr-defined]  # `_is_model` said so
-        return _alternatives(annotation.model_fields[step].annotation)  # type: ignore[attr-defined]  # likewise
+    if _is_model(annotation) and step in annotation.model_fields:
+        return _alternatives(annotation.model_fields[step].annotation)
     return []
 
 
@@ -253,16 +261,16 @@ def _alternatives(annotation: object) -> list[object]:
     return [annotation]
 
 
-def _is_model(annotation: object) -> bool:
+def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _bears_tag(option: object, step: str | int) -> bool:
-    return _is_model(option) and any(step in _literals(field) for field in option.model_fields.values())  # type: ignore[attr-defined]  # `_is_model` said so
+    return _is_model(option) and any(step in _literals(field) for field in option.model_fields.values())
 
 
 def _tag_names(option: object, tag: str) -> tuple[object, ...]:
-    return _literals(option.model_fields[tag]) if _is_model(option) and tag in option.model_fields else ()  # type: ignore[attr-defined]  # likewise
+    return _literals(option.model_fields[tag]) if _is_model(option) and tag in option.model_fields else ()
 
 
 def _literals(field: FieldInfo) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import JsonValue
@@ -21,14 +21,15 @@ from evals.world.truth import Drift, Truth
 from evals.world.world import World
 from orchestrator.crew import Crew
 from orchestrator.graph import Graph, build_graph
+from orchestrator.intake import add_model
 from orchestrator.loop import Tick, checkpoint, run_until_quiet, tick
-from orchestrator.runs import new_run
+from orchestrator.people import answer_question, hold_model, state_goal
 from orchestrator.triage import note_cadence
 from policies.engine import PolicySet
 from state import audit, log, store
 from state.canonical import digest
 from state.clock import ReplayClock
-from state.decisions import AnyDecision, ApprovalChanged
+from state.decisions import AnyDecision
 from state.goals import Goal
 from state.ids import Uuid7Source
 from state.keys import load_or_create
@@ -37,9 +38,7 @@ from state.rows import (
     ActionRow,
     ApprovalRow,
     DetectorRow,
-    GoalRow,
     IncidentRow,
-    ModelRow,
     OutboxRow,
     RolloutRow,
     RunRow,
@@ -91,20 +90,9 @@ class Stage:
 
     def start(self) -> None:
         """Put the model and its standing goal into the state and let the loop make its first champion."""
+        document = self.spec.model_dump(mode="json")
         with self.crew.db.transaction() as conn:
-            row = ModelRow(
-                id=self.spec.model, spec=self.spec.model_dump(mode="json"), spec_sha256="0" * 64, base_path=".",
-                added_at=self.clock.now(),
-            )  # fmt: skip
-            store.put(conn, row, fence=None)
-            goal = GoalRow(
-                id=self.crew.ids.new_id(), model=self.spec.model, status="active", standing=True, goal={"intent": "maintain"},
-                text="keep it good", asked_by=self.spec.owner, asked_at=self.clock.now(),
-            )  # fmt: skip
-            store.put(conn, goal, fence=None)
-            facts: dict[str, bool | str | int | float] = {"training_justified": True, "ab_cleared": True}
-            run = new_run(self.crew, model=self.spec.model, subject_id=goal.id, subject_kind="goal", facts=facts)
-            store.put(conn, run, fence=None)
+            add_model(self.crew, conn, self.spec, spec_sha256=digest(document), base_path=".")
         self.settle()
         with self.crew.db.transaction() as conn:
             note_cadence(self.crew, conn, self.spec, fence=None)
@@ -131,45 +119,25 @@ class Stage:
 
     def ask(self, intent: str, **goal: Any) -> RunRow:
         """A person's one-off goal with its run, as the console makes them."""
-        now = self.clock.now()
-        wanted = Goal.model_validate({"intent": intent, "model": MODEL, **goal})
-        row = GoalRow(
-            id=self.crew.ids.new_id(), model=MODEL, status="active", standing=False,
-            goal=wanted.model_dump(mode="json"), text=f"{intent} {MODEL}", asked_by="alice", asked_at=now,
-        )  # fmt: skip
-        facts: dict[str, JsonValue] = {"rows_available": True, "data_clean": True, "healthy_champion_known": True}
-        if intent == "retrain":
-            facts["training_justified"] = True
-        elif intent in ("deploy", "promote", "compare"):
-            facts |= {"candidate_exists": True, "candidate_registered": True, "candidate": wanted.version}
-        run = RunRow(
-            id=self.crew.ids.new_id(), model=MODEL, subject_id=row.id, subject_kind="goal", status="ready",
-            facts=facts, started_at=now,
-        )  # fmt: skip
-        with self.crew.db.transaction() as conn:
-            store.put(conn, row, fence=None)
-            store.put(conn, run, fence=None)
+        wanted, crew = Goal.model_validate({"intent": intent, "model": MODEL, **goal}), self.crew
+        with crew.db.transaction() as conn:
+            row = state_goal(
+                conn, wanted, text=f"{intent} {MODEL}", user="alice", stamp=crew.stamp(), ids=crew.ids
+            )  # fmt: skip
+        run: RunRow
+        (run,) = self.rows(RunRow, subject_id=row.id)
         return run
 
-    def answer(self, status: str, comment: str = "", *, action: ActionKind | None = None) -> ApprovalRow:
+    def answer(
+        self, status: Literal["approved", "rejected"], comment: str = "", *, action: ActionKind | None = None
+    ) -> ApprovalRow:
         """A person answers the only pending question, or the only one about `action`."""
         row: ApprovalRow
         (row,) = [a for a in self.rows(ApprovalRow, status="pending") if action in (None, a.action)]
-        row = row.model_copy(
-            update={"status": status, "answered_by": "bob", "answered_at": self.clock.now(), "comment": comment}
-        )
-        self.put(row)
-        change: Any = status
         with self.crew.db.transaction() as conn:
-            log.append(
-                conn,
-                ApprovalChanged(
-                    **self.crew.stamp(), model=MODEL, run_id=row.run_id, actor='User::"bob"',
-                    summary=f"bob {status} {row.action}.", approval_id=row.id, change=change, action=row.action,
-                    action_key=row.action_key, roles=row.roles, reason=comment,
-                ),
+            return answer_question(
+                conn, row.id, answer=status, user="bob", comment=comment, stamp=self.crew.stamp()
             )  # fmt: skip
-        return row
 
     def switch(self, name: str, **body: JsonValue) -> None:
         self.put(SwitchRow(id=name, body=body))
@@ -177,14 +145,7 @@ class Stage:
     def hold(self, held: bool) -> None:
         """Hold or resume as the console does."""
         with self.crew.db.transaction() as conn:
-            row = store.get(conn, ModelRow, MODEL)
-            assert row is not None
-            row.held = held
-            store.put(conn, row, fence=None)
-            for run in store.select(conn, RunRow, model=MODEL, status="waiting") if not held else []:
-                run.wake_at = None
-                run.facts.pop("held_by_edit", None)
-                store.put(conn, run, fence=None)
+            hold_model(conn, MODEL, held=held, user="alice", reason="", stamp=self.crew.stamp())
 
     def register(self, *, until: str | None = None) -> str:
         """A version that a team registered by hand, trained on rows up to `until` only."""
