@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
@@ -45,6 +45,8 @@ class MetricLines:
     always: list[float | None]
     incidents: list[Span]
     marks: list[Mark]
+    classic: list[float | None] = field(default_factory=list)
+    """Under the classic rule of a backtest; empty where there was none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

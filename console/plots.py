@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from html import escape
 from typing import Any
 
@@ -28,7 +28,7 @@ from console.charts import (
 
 INK = "#010203"
 """Stands for the page's own text colour while matplotlib draws."""
-SERVED, NEVER, ALWAYS = "#2f7ed8", "#8a8f98", "#d98200"
+SERVED, NEVER, ALWAYS, CLASSIC = "#2f7ed8", "#8a8f98", "#d98200", "#a55fc4"
 GOOD, BAD = "#2a9d5c", "#d04545"
 _VERSION_COLOURS = ("#2f7ed8", "#d98200", "#2a9d5c", "#a55fc4", "#c4568a", "#4aa3b5", "#9a8a2f", "#d0665a")
 _STYLE: Any = {
@@ -57,6 +57,7 @@ def metric_plot(lines: MetricLines, *, metric: str, lower_is_better: bool, alt: 
         for values, colour, style, width, name in (
             (lines.never, NEVER, (0, (5, 2)), 1.8, "never retrained"),
             (lines.always, ALWAYS, (0, (1, 1)), 1.8, "always retrained"),
+            (lines.classic, CLASSIC, (0, (4, 1, 1, 1)), 1.8, "classic rule"),
             (lines.served, SERVED, "solid", 2.2, "as served"),
         ):
             if any(value is not None for value in values):
@@ -76,10 +77,28 @@ def metric_plot(lines: MetricLines, *, metric: str, lower_is_better: bool, alt: 
         axes.set_ylabel(f"{metric} ({'lower' if lower_is_better else 'higher'} is better)")
         axes.grid(axis="y")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.15), ncols=3)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.15), ncols=4)
         _dates(axes)
 
     return _plot(f"{metric}, mean of the last {ROLLING_BLOCKS} blocks", alt, draw, height=4.7)
+
+
+def gain_plot(times: Sequence[datetime], gains: Mapping[str, Sequence[float]]) -> Plot:
+    """What each way has spared so far, beyond never retraining: rows times loss, summed from the first block on."""
+    colours = {"as served": SERVED, "always retrained": ALWAYS, "classic rule": CLASSIC}
+
+    def draw(axes: Any) -> None:
+        axes.axhline(0, color=NEVER, linewidth=1.2)
+        for name, values in gains.items():
+            axes.plot(times, values, color=colours[name], linewidth=2.0, label=name)
+        axes.set_ylabel("loss spared (rows x loss)")
+        axes.grid(axis="y")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=3)
+        _dates(axes)
+
+    ends = [f"{name} {values[-1]:+.4g}" for name, values in gains.items()]
+    alt = f"Loss spared beyond never retraining, summed over {len(times)} blocks: {', '.join(ends)} at the end."
+    return _plot("Loss spared beyond never retraining", alt, draw, height=3.0)
 
 
 def traffic_plot(shares: TrafficShares) -> Plot:

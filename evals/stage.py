@@ -75,7 +75,7 @@ class Stage:
     def _open(self) -> None:
         """Models and standing goals enter the state, and the loop makes the first champions."""
         crew = self.scene.crew
-        _begin(crew)
+        begin(crew)
         specs = list(self.scene.world.specs.values())
         for spec in specs:
             _enter(crew, spec, self.scene.scenario.goal)
@@ -128,7 +128,7 @@ def truth_of(model: WorldModel) -> Truth:
     )  # fmt: skip
 
 
-def _begin(crew: Crew) -> None:
+def begin(crew: Crew) -> None:
     """The genesis decision, as the first start of a workspace writes it: the set that holds, and the key that signs."""
     genesis = Genesis(
         **crew.stamp(), actor='User::"operator"', summary="First start.", policy_sha256=crew.policy.sha256,

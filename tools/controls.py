@@ -112,22 +112,43 @@ def score_controls(
 ) -> ControlScores:
     """Score every labelled row of [start, end) with the package that served first and with scheduled refits.
 
-    Rows are read one stretch between two refits at a time, and only scores are kept.
-
     Raises:
         ToolRejected: the package is damaged, or the recorded rows lack a feature of it.
     """
+    first = never_retrain(package)
+    return score_from(
+        spec, first=first.score, n_classes=len(first.contract.classes or ()) or 2, start=start, end=end,
+        labelled=labelled, schedule=schedule, progress=progress,
+    )  # fmt: skip
+
+
+def score_from(
+    spec: ModelSpec,
+    *,
+    first: Scorer,
+    n_classes: int,
+    start: datetime,
+    end: datetime,
+    labelled: Labelled,
+    schedule: Schedule,
+    progress: Progress = lambda text: None,
+) -> ControlScores:
+    """Score every labelled row of [start, end) with what served first and with scheduled refits.
+
+    Rows are read one stretch between two refits at a time, and only scores are kept.
+    """
     times = refit_times(start, end, schedule.every)
-    never = never_retrain(package)
-    scheduled = always_retrain(spec, first=never, times=times, schedule=schedule, progress=progress)
+    scheduled = always_retrain(
+        spec, first=first, n_classes=n_classes, times=times, schedule=schedule, progress=progress
+    )  # fmt: skip
     parts: list[tuple[pl.DataFrame, Floats, Floats]] = []
     refits: list[Refit] = []
-    for at, until, (always, refit) in zip(times, [*times[1:], end], scheduled, strict=True):
-        refits += [refit] if refit is not None else []
+    for at, until, (always, made) in zip(times, [*times[1:], end], scheduled, strict=True):
+        refits += [made] if made is not None else []
         rows = labelled(at, until).drop_nulls(["score", "label"])
         if rows.height:
             kept = rows.select("event_time", "version", "score", "label")
-            parts.append((kept, never.score(rows), always(rows)))
+            parts.append((kept, first(rows), always(rows)))
         progress(f"scored {rows.height} labelled rows of {at:%Y-%m-%d} to {until:%Y-%m-%d}")
     return _collected(parts, refits, always=isinstance(spec.training, RecipeTraining))
 
@@ -151,7 +172,8 @@ def never_retrain(package: Path) -> PackageScorer:
 def always_retrain(
     spec: ModelSpec,
     *,
-    first: PackageScorer,
+    first: Scorer,
+    n_classes: int,
     times: Sequence[datetime],
     schedule: Schedule,
     progress: Progress = lambda text: None,
@@ -162,22 +184,22 @@ def always_retrain(
     once, without cross-validation, gates or a comparison. Two are fitted side by side. Where the spec trains by
     something else than a recipe, `first` serves on and nothing is refitted.
     """
-    present: Scorer = first.score
+    present: Scorer = first
     yield present, None
     if not isinstance(spec.training, RecipeTraining):
         yield from [(present, None)] * (len(times) - 1)
         return
-    n_classes = len(first.contract.classes or ()) or 2
     pending = list(times[1:])
     while pending:
         batch, pending = pending[:SIDE_BY_SIDE], pending[SIDE_BY_SIDE:]
         progress(f"refitting as of {' and '.join(f'{at:%Y-%m-%d}' for at in batch)}")
-        for fitted, refit in run_fits([partial(_refit, spec, at, schedule, n_classes) for at in batch]):
-            present = present if fitted is None else partial(_score, fitted)
-            yield present, refit
+        for fitted, made in run_fits([partial(refit, spec, at, schedule, n_classes) for at in batch]):
+            present = present if fitted is None else partial(score_with, fitted)
+            yield present, made
 
 
-def _refit(spec: ModelSpec, at: datetime, schedule: Schedule, n_classes: int) -> tuple[FittedModel | None, Refit]:
+def refit(spec: ModelSpec, at: datetime, schedule: Schedule, n_classes: int) -> tuple[FittedModel | None, Refit]:
+    """The recipe's model of the labels known by `at`; None where none could be fitted, and the record says why."""
     assert isinstance(spec.training, RecipeTraining)
     recipe = spec.training
     n_rows = 0
@@ -195,7 +217,8 @@ def _refit(spec: ModelSpec, at: datetime, schedule: Schedule, n_classes: int) ->
     return fitted, Refit(at=at, n_rows=n_rows)
 
 
-def _score(model: FittedModel, frame: pl.DataFrame) -> Floats:
+def score_with(model: FittedModel, frame: pl.DataFrame) -> Floats:
+    """Scores of `frame` by a model in memory, in batches of bounded size."""
     names = [feature.name for feature in model.features]
     encoder = Encoder(model.features)
     with few_threads():

@@ -133,7 +133,7 @@ def training_window(
         rows = rows.join(labels, on="request_id", how="left").with_columns(pl.coalesce("label", _KNOWN).alias(_KNOWN))
     rows = rows.filter(pl.col(_KNOWN).is_not_null()).select(*wanted, pl.col(_KNOWN).alias("label"))
     if max_rows is not None:
-        keep = _smallest_hashes(rows.select("request_id").collect(engine="streaming")["request_id"], max_rows)
+        keep = smallest_hashes(rows.select("request_id").collect(engine="streaming")["request_id"], max_rows)
         if keep is not None:
             rows = rows.join(keep.lazy(), on="request_id", how="semi")
     found = rows.collect(engine="streaming").sort("event_time", "request_id", maintain_order=True)
@@ -157,7 +157,7 @@ def _stored(root: Path, manifest: Manifest, *, start: datetime | None, end: date
     return rows
 
 
-def _smallest_hashes(request_ids: pl.Series, n_rows: int) -> pl.DataFrame | None:
+def smallest_hashes(request_ids: pl.Series, n_rows: int) -> pl.DataFrame | None:
     """The `n_rows` ids with the smallest hash; None where there are no more than that."""
     ids = request_ids.unique()
     if len(ids) <= n_rows:

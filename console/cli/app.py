@@ -9,6 +9,7 @@ import typer
 
 from console import services
 from console.cli import audit, evals, policy, run
+from console.cli.backtest import backtest
 from console.cli.options import Home, Json, settings_of
 from console.cli.output import out, print_json, table
 from console.specs import load_spec
@@ -31,6 +32,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(evals.app, name="eval")
 app.command("up")(run.up)
 app.command("demo")(run.demo)
+app.command("backtest")(backtest)
 
 
 def _metric(name: str | None) -> Metric | None:

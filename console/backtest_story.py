@@ -1,0 +1,145 @@
+"""The timeline of a backtest in plain words, from the decision log and the ledger's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+
+from console.backtest_types import Incident, Moment, Question
+from console.chronicle import Records
+from state.decisions import ActionChanged, ActionDecided, AnyDecision, ApprovalChanged, IncidentChanged, Observed
+from state.rows import ActionRow, ApprovalRow
+
+REPEATED = frozenset({"denied", "failed", "question", "expired"})
+"""First words of what may come again and again without anything new in it."""
+
+
+def live_day(at: datetime) -> str:
+    """The day on whose evening something happened: the clock then stands at the midnight that ends it."""
+    return (at - timedelta(microseconds=1)).date().isoformat()
+
+
+def timeline(records: Records, *, first_champion: str) -> list[Moment]:
+    """What a person wants to read, oldest first; what only repeats itself stands once."""
+    actions = {action.id: action for action in records.actions}
+    questions = {row.id: row for row in records.approvals}
+    found: list[Moment] = []
+    place: dict[tuple[str, str], int] = {}
+    for entry in records.entries:
+        for what, why in _told(entry.decision, actions, questions, first_champion):
+            moment = Moment(day=live_day(entry.decision.at), what=what, why=why)
+            known = place.get((what, why))
+            if known is not None and what.split(maxsplit=1)[0].rstrip(":") in REPEATED:
+                earlier = found[known]
+                found[known] = earlier.model_copy(update={"times": earlier.times + 1, "until": moment.day})
+                continue
+            place[(what, why)] = len(found)
+            found.append(moment)
+    return found
+
+
+def _told(
+    decision: AnyDecision, actions: dict[str, ActionRow], questions: dict[str, ApprovalRow], first_champion: str
+) -> Iterator[tuple[str, str]]:
+    """What the decision is in the timeline, and why; nothing where it is left to the log."""
+    match decision:
+        case IncidentChanged(change="opened"):
+            yield "incident opened", decision.summary
+        case IncidentChanged(change="rediagnosed"):
+            yield f"incident is about {_words(decision.cause)} after all", decision.summary
+        case IncidentChanged(change="closed"):
+            yield f"incident closed: {_words(decision.resolution or '')}", decision.summary
+        case Observed(topic="backtest"):
+            yield f"backtest: {_words(decision.verdict)}", decision.summary
+        case Observed(topic="gates" | "analysis" | "ab_test"):
+            name = {"gates": "gates", "analysis": "canary", "ab_test": "A/B test"}[decision.topic]
+            yield f"{name}: {_words(decision.verdict)}", decision.summary
+        case Observed(topic="drift", verdict="major"):
+            yield "major drift", decision.summary
+        case ActionDecided(verdict="deny"):
+            yield f"denied: {_words(decision.action)}", decision.reason
+        case ActionChanged(state="failed" | "unknown"):
+            yield f"{decision.state}: {_words(decision.action)}", decision.message or decision.summary
+        case ActionChanged(state="verified") if decision.action_key in actions:
+            yield from _done(actions[decision.action_key], first_champion)
+        case ApprovalChanged(change="asked"):
+            row = questions.get(decision.approval_id)
+            why = row.reason if row is not None and row.reason else decision.reason or decision.summary
+            yield f"question: {_words(decision.action)}? ({', '.join(decision.roles)})", why
+        case ApprovalChanged(change="approved" | "rejected"):
+            yield f"{decision.change}: {_words(decision.action)}", decision.summary
+        case _:
+            return
+
+
+def _done(action: ActionRow, first_champion: str) -> Iterator[tuple[str, str]]:
+    version = action.args.get("version")
+    weights = action.args.get("weights")
+    match action.kind:
+        case "train_candidates" if action.observed.get("chosen") == "as_served":
+            yield "first champion", f"version 1: {first_champion}"
+        case "train_candidates":
+            said = f"candidate {action.observed.get('chosen')} on {action.observed.get('n_rows')} labelled rows"
+            yield "trained", f"{said} up to {str(action.observed.get('trained_until'))[:10]}"
+        case "shift_traffic" | "run_ab_test":
+            share = weights.get(str(version)) if isinstance(weights, dict) else None
+            what = "A/B test begins" if action.kind == "run_ab_test" else "canary"
+            yield what, f"version {version} answers {share} % of the requests"
+        case "promote":
+            yield f"promoted: version {version}", "it is the champion and answers every request"
+        case "rollback":
+            yield f"rolled back: version {version}", f"version {action.args.get('to', 'the champion')} answers again"
+        case "quarantine_data":
+            days = action.args.get("days")
+            named = ", ".join(str(day) for day in days) if isinstance(days, list) else ""
+            yield f"quarantined: {named}", f"{_words(str(action.args.get('reason')))}: not to be trained or judged on"
+        case "accept_drift" | "hold" | "resume" | "restart_server":
+            yield _words(action.kind), action.message or "done"
+        case "notify":
+            yield "told the owner", str(action.args.get("text"))
+        case _:
+            return
+
+
+def incidents(records: Records) -> list[Incident]:
+    rows = sorted(records.incidents, key=lambda row: (row.opened_at, row.id))
+    return [
+        Incident(
+            opened=live_day(row.opened_at), closed=live_day(row.closed_at) if row.closed_at else None, cause=row.cause,
+            resolution=row.resolution, title=row.title, why=str(row.body.get("text", "")),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def questions(records: Records, since: datetime) -> list[Question]:
+    """What was asked from the first live day on; a question that was asked again stands once."""
+    found: dict[tuple[str, str], Question] = {}
+    for row in sorted(records.approvals, key=lambda row: (row.asked_at, row.id)):
+        if row.asked_at < since or (row.asked_at == since and row.status == "used"):
+            continue
+        key = (row.action, row.reason)
+        status = "unanswered" if row.status in ("pending", "expired") else row.status
+        answered = live_day(row.answered_at) if row.answered_at else None
+        known = found.get(key)
+        if known is not None:
+            found[key] = known.model_copy(update={"times": known.times + 1, "status": status, "answered": answered})
+            continue
+        found[key] = Question(
+            asked=live_day(row.asked_at), action=row.action, roles=row.roles, why=row.reason, status=status,
+            answered=answered,
+        )  # fmt: skip
+    return list(found.values())
+
+
+def verified(actions: Sequence[ActionRow], since: datetime) -> dict[str, int]:
+    """Verified actions by kind, those of the start left out."""
+    counts: dict[str, int] = {}
+    for action in actions:
+        if action.state in ("verified", "reverted") and action.created_at > since:
+            counts[action.kind] = counts.get(action.kind, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _words(text: str) -> str:
+    return text.replace("_", " ")

@@ -1,0 +1,248 @@
+"""The loop, unchanged, over a recorded history: what it would have raised, asked and done, day by day."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from langgraph.checkpoint.memory import InMemorySaver
+
+from evals.backtest.pipelines import RecordedPipelines
+from evals.backtest.recording import DAY, Recording, late_by
+from evals.backtest.world import RecordedWorld, platform_of
+from evals.stage import MAX_TICKS, begin
+from evals.world.world import midnight
+from orchestrator.crew import Crew
+from orchestrator.graph import Graph, build_graph
+from orchestrator.intake import add_model
+from orchestrator.loop import checkpoint, tick
+from orchestrator.people import answer_question
+from orchestrator.triage import note_cadence
+from policies.current import CurrentPolicy
+from policies.engine import PolicySet
+from state import store
+from state.canonical import digest
+from state.errors import InputError
+from state.ids import Uuid7Source
+from state.keys import load_or_create
+from state.rows import ApprovalRow, IncidentRow, RunRow
+from state.spec import ModelSpec, RecipeTraining
+from state.store import Database
+
+Answers: TypeAlias = Literal["none", "approve"]
+WATCH_ONLY = RecipeTraining.model_validate(
+    {"kind": "recipe", "candidates": [{"name": "as-served", "estimator": "hist_gradient_boosting"}]}
+)
+"""Stands in the place of a training that is not carried out here; nothing is ever fitted by it."""
+NEVER = timedelta(days=36_500)
+APPROVER = "approver"
+
+
+@dataclass(slots=True, kw_only=True)
+class Lived:
+    """A run that is over; `close` it when its rows were read."""
+
+    recording: Recording
+    world: RecordedWorld
+    crew: Crew
+    pipelines: RecordedPipelines
+    first_day: date
+    last_day: date
+    notes: list[str]
+    stuck_days: list[str] = field(default_factory=list)
+    """Days on which the loop did not become quiet."""
+
+    def close(self) -> None:
+        self.crew.db.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """How a history is to be lived through."""
+
+    history_days: int | None = None
+    """Days before live operation; None takes `default_history`."""
+    n_days: int | None = None
+    """Live days; None goes to the end of the file."""
+    answers: Answers = "none"
+    policy_dir: Path
+
+
+def default_history(spec: ModelSpec) -> int:
+    """Days that a first champion and its reference need: six weeks (or twelve blocks), the holdout and the delay."""
+    held = spec.training.holdout if isinstance(spec.training, RecipeTraining) else timedelta(days=14)
+    needed = max(timedelta(days=42), 12 * spec.monitoring.block) + held + spec.data.label.delay
+    return -(-needed // DAY)
+
+
+def live(recording: Recording, folder: Path, wish: Wish, *, told: Callable[[str], None]) -> Lived:
+    """Make the first champion on the days before live operation, then live through the others.
+
+    Raises:
+        InputError: the history is too short, or no first champion comes of it.
+    """
+    n_before = wish.history_days or default_history(recording.spec)
+    start = recording.first_day + n_before * DAY
+    last = recording.last_day if wish.n_days is None else min(recording.last_day, start + (wish.n_days - 1) * DAY)
+    _refuse_short(recording, start, n_before)
+    used, notes = spec_to_live(recording)
+    notes += [text for text in [late_by(recording, start=midnight(start))] if text]
+    recording = _with_spec(recording, used)
+    world = RecordedWorld(folder / "world", recording, start=start)
+    pipelines = RecordedPipelines(world)
+    crew = _crew(folder, world, pipelines, wish.policy_dir)
+    lived = Lived(
+        recording=recording, world=world, crew=crew, pipelines=pipelines, first_day=start, last_day=last, notes=notes
+    )
+    try:
+        _Days(lived, wish.answers, told).run()
+    except BaseException:
+        lived.close()
+        raise
+    return lived
+
+
+def spec_to_live(recording: Recording) -> tuple[ModelSpec, list[str]]:
+    """The spec that the loop reads: what a history by days cannot carry out is replaced, and each change is told."""
+    spec, notes = recording.spec, []
+    if spec.monitoring.block < DAY:
+        notes.append(f"Blocks of {spec.monitoring.block} are judged by whole days here.")
+        spec = spec.model_copy(update={"monitoring": spec.monitoring.model_copy(update={"block": DAY})})
+    if spec.outcomes == "affected":
+        notes.append(
+            "outcomes: affected - the recorded labels came about under the model of that time; what another model would "
+            "have caused cannot be known, and no backtest judges by it."
+        )
+    if not recording.can_train:
+        notes.append(
+            f"Nothing is trained: {recording.why_not}. The loop watches, and says what it would raise and ask."
+        )
+        monitoring = spec.monitoring.model_copy(update={"cadence": NEVER})
+        training = spec.training if isinstance(spec.training, RecipeTraining) else WATCH_ONLY
+        spec = spec.model_copy(update={"monitoring": monitoring, "training": training})
+    return spec, notes
+
+
+def _with_spec(recording: Recording, spec: ModelSpec) -> Recording:
+    return replace(recording, spec=spec)
+
+
+def _refuse_short(recording: Recording, start: date, n_before: int) -> None:
+    n_span = (recording.last_day - recording.first_day).days + 1
+    if start <= recording.last_day:
+        return
+    raise InputError(
+        f"{recording.spec.model}: the predictions span {n_span} days, from {recording.first_day} to {recording.last_day}, "
+        f"and the first {n_before} of them are the history of the first champion: no live day is left",
+        remedy=f"Give a longer history, or a shorter start with --history DAYS (at least a few weeks of {n_span})",
+    )
+
+
+def _crew(folder: Path, world: RecordedWorld, pipelines: RecordedPipelines, policy_dir: Path) -> Crew:
+    db = Database.open(f"sqlite:///{folder / 'steady.db'}")
+    db.upgrade()
+    (folder / "second").mkdir()
+    # Ids are part of no decision, and the same on every run.
+    ids = Uuid7Source(random.Random(0), milliseconds=lambda: int(world.clock.now().timestamp() * 1000))  # noqa: S311
+    policy = CurrentPolicy(policy_dir, PolicySet.load(policy_dir))
+    return Crew(
+        db=db, policy=policy, platform=platform_of(world, pipelines), clock=world.clock, wall=world.clock, ids=ids,
+        owner="backtest", signer=load_or_create(folder / "key", "backtest"), second_place=folder / "second",
+    )  # fmt: skip
+
+
+class _Days:
+    """The days of one run."""
+
+    def __init__(self, lived: Lived, answers: Answers, told: Callable[[str], None]) -> None:
+        self._lived = lived
+        self._answers = answers
+        self._told = told
+        self._graph: Graph = build_graph(InMemorySaver())
+        self._spec = lived.recording.spec
+
+    def run(self) -> None:
+        self._open()
+        world, lived = self._lived.world, self._lived
+        n_days = (lived.last_day - lived.first_day).days + 1
+        for n in range(n_days):
+            world.advance()
+            self._settle(world.clock.now().date() - DAY)
+            self._told(f"{world.clock.now() - DAY:%Y-%m-%d}: day {n + 1} of {n_days}, {self._so_far()}")
+        checkpoint(lived.crew)
+
+    def _open(self) -> None:
+        """The model comes under management, and its first champion is made of the history."""
+        crew, spec = self._lived.crew, self._spec
+        begin(crew)
+        self._told("making the first champion of the history")
+        with crew.db.transaction() as conn:
+            add_model(crew, conn, spec, spec_sha256=digest(spec.model_dump(mode="json")), base_path=".")
+        # It stands for what was in service already: nobody has to be waited for.
+        self._settle(self._lived.first_day - DAY, wait=timedelta(0), approve=True)
+        if "champion" not in self._lived.world.model(spec.model).aliases:
+            self._refuse_start()
+        with crew.db.transaction() as conn:
+            note_cadence(crew, conn, spec, fence=None)
+
+    def _refuse_start(self) -> None:
+        runs = self._lived.world.state.runs.values()
+        errors = [run.error for run in runs if run.error]
+        gates = [
+            f"{gate['metric']} is {_said(gate['value'])} and has to be {gate['op']} {gate['bound']}"
+            for run in runs if run.pipeline == "train"
+            for gate in run.outputs.get("gates", [])  # type: ignore[union-attr]
+            if isinstance(gate, dict) and not gate["passed"]
+        ]  # fmt: skip
+        why = "; ".join(errors or gates) or self._waits_for()
+        raise InputError(
+            f"{self._spec.model}: no first champion comes of the history before {self._lived.first_day}: {why}",
+            remedy="Give a longer history with --history DAYS, correct the recipe or its gates, or add the scores that "
+            "your own model gave (column score)",
+        )
+
+    def _waits_for(self) -> str:
+        with self._lived.crew.db.snapshot() as conn:
+            runs = store.select(conn, RunRow, model=self._spec.model)
+        return "; ".join(run.waits_for or run.outcome for run in runs) or "the loop made none"
+
+    def _settle(self, day: date, *, wait: timedelta = DAY, approve: bool | None = None) -> None:
+        """Tick until nothing moves and nobody answers any more."""
+        approve = self._answers == "approve" if approve is None else approve
+        for _ in range(MAX_TICKS):
+            moved = tick(self._lived.crew, self._graph, self._spec).outcome in ("progressed", "busy")
+            if not moved and not (approve and self._approve(wait)):
+                return
+        self._lived.stuck_days.append(day.isoformat())
+
+    def _approve(self, wait: timedelta) -> bool:
+        """Say yes to what was asked so long ago; whether anything was."""
+        crew = self._lived.crew
+        with crew.db.transaction() as conn:
+            pending = store.select(conn, ApprovalRow, status="pending")
+        answered = False
+        for row in [row for row in pending if crew.clock.now() - row.asked_at >= wait]:
+            try:
+                with crew.db.transaction() as conn:
+                    answer_question(
+                        conn, row.id, answer="approved", user=APPROVER, comment="simulated", stamp=crew.stamp()
+                    )
+                answered = True
+            except InputError:
+                continue  # it expired meanwhile: it is asked anew
+        return answered
+
+    def _so_far(self) -> str:
+        with self._lived.crew.db.snapshot() as conn:
+            incidents = store.select(conn, IncidentRow, model=self._spec.model)
+        n_open = sum(row.status == "open" for row in incidents)
+        version = self._lived.world.model(self._spec.model).aliases.get("champion", "-")
+        return f"champion {version}, {len(incidents)} incidents so far, {n_open} open"
+
+
+def _said(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "not measurable"

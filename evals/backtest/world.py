@@ -1,0 +1,151 @@
+"""A world whose rows were recorded: days are served by the clock, and nothing is known before it was available."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from evals.backtest.models import RecordedModels
+from evals.backtest.predictions import FLAGS, ID, TIME
+from evals.backtest.recording import DAY, Recent, Recording, midnight
+from evals.world.data import WorldData, WorldOutcomes
+from evals.world.notify import WorldNotifier
+from evals.world.records import ServedDay
+from evals.world.registry import WorldRegistry
+from evals.world.serving import WorldMesh, WorldMetrics, WorldServers
+from evals.world.traffic import DayRecord, record_day
+from evals.world.truth import Day, Truth
+from evals.world.world import World
+from state.canonical import digest
+from tools.ports import Pipelines, Platform
+
+ROWS_KEPT, MIN_DAYS_KEPT, MAX_DAYS_KEPT = 400_000, 4, 64
+"""Rows in memory at once, as days of the usual size: a backtest or a drift window looks back over 28."""
+
+
+class RecordedWorld(World):
+    """`World` over a recording. Servers, route and service metrics are simulated and healthy."""
+
+    def __init__(self, folder: Path, recording: Recording, *, start: date) -> None:
+        super().__init__(folder, start=start, models=RecordedModels())
+        self.recording = recording
+        n_before = (start - recording.first_day).days
+        self.add(recording.spec, Truth(history_days=n_before))
+        self.history_sha256 = _history_sha256(recording, start)
+        per_day = max(1, recording.n_rows // len(recording.days))
+        n_kept = min(max(ROWS_KEPT // per_day, MIN_DAYS_KEPT), MAX_DAYS_KEPT)
+        self._rows: Recent[str, Day] = Recent(n_kept)
+        self._records: Recent[str, DayRecord] = Recent(n_kept)
+        self._arms: dict[str, ServedDay] = {}
+
+    def rows(self, model: str, day: date) -> Day:
+        self.model(model)
+        return self._rows.get(day.isoformat(), functools.partial(self._read, day.isoformat()))
+
+    def _read(self, day: str) -> Day:
+        frame = self.recording.rows_of(day).select(self.recording.row_columns())
+        nothing = np.full(frame.height, np.nan)
+        labels = self.recording.labels_of(day)
+        return Day(
+            frame=frame, expected=nothing, outcome=nothing, labels=labels, extra=np.zeros(frame.height, dtype=np.bool_)
+        )
+
+    def served(self, model: str, day: str) -> DayRecord | None:
+        for served in self.model(model).days[len(self._arms) :]:
+            self._arms[served.day] = served
+        if day not in self._arms:
+            return None
+        return self._records.get(day, functools.partial(self._answered, model, day))
+
+    def _answered(self, model: str, day: str) -> DayRecord:
+        rows = self.rows(model, date.fromisoformat(day))
+        task = self.recording.spec.task
+        record = record_day(rows, self._arms[day], loaded=self._loaded, task=task, model=model)
+        flags = self.recording.rows_of(day).select(ID, FLAGS).filter(pl.col(FLAGS).list.len() > 0)
+        if flags.is_empty():
+            return record
+        both = record.predictions.drop(FLAGS).join(flags, on=ID, how="left", maintain_order="left")
+        flagged = both.with_columns(pl.col(FLAGS).fill_null([])).select(record.predictions.columns)
+        return DayRecord(
+            predictions=flagged, by_version=record.by_version, expected=record.expected,
+            n_unanswered=record.n_unanswered,
+        )  # fmt: skip
+
+    def served_days(self) -> list[str]:
+        return [served.day for served in self.model(self.recording.spec.model).days]
+
+    def history_days(self, model: str) -> list[date]:
+        """Days before the first live one, those without rows left out."""
+        self.model(model)
+        return [date.fromisoformat(day) for day in self.recording.days if day < self.state.start]
+
+    def known_rows(
+        self, *, start: datetime | None, end: datetime, as_of: datetime, excluded_days: Collection[str]
+    ) -> pl.DataFrame:
+        """Labelled rows that were served by now, with the labels known by now at the latest."""
+        now = self.clock.now()
+        return self.recording.training_rows(
+            start=start, end=min(end, now), as_of=min(as_of, now), excluded_days=excluded_days
+        )
+
+
+def _history_sha256(recording: Recording, start: date) -> str:
+    """Digest of the history as it was known when live operation began."""
+    days = [day for day in recording.days if day < start.isoformat()]
+    known = recording.known(days, as_of=midnight(start)).select(ID, TIME, "label")
+    # A day at a time: a long history need not fit.
+    return digest(
+        [recording.days[day] for day in days] + [str(known.select(pl.struct(pl.all()).hash(7).sum()).collect())]
+    )
+
+
+class RecordedData(WorldData):
+    world: RecordedWorld
+
+    def days(self, model: str) -> Sequence[str]:
+        return [day.isoformat() for day in self.world.history_days(model)]
+
+    def history(self, model: str, *, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
+        """Rows from before live operation, with their labels as known by now."""
+        days = [
+            day.isoformat() for day in self.world.history_days(model)
+            if (start is None or midnight(day) + DAY > start) and (end is None or midnight(day) < end)
+        ]  # fmt: skip
+        rows = self.world.recording.known(days, as_of=self.world.clock.now())
+        if start is not None:
+            rows = rows.filter(pl.col(TIME) >= start)
+        return rows if end is None else rows.filter(pl.col(TIME) < end)
+
+    def digest(self, model: str) -> str:
+        self.world.model(model)
+        return self.world.history_sha256
+
+
+class RecordedOutcomes(WorldOutcomes):
+    world: RecordedWorld
+
+    def revisions(self, model: str) -> Mapping[str, int]:
+        """The number of records, by event day: every row came on its own day."""
+        self.world.model(model)
+        days = self.world.recording.days
+        return {day: days[day] for day in self.world.served_days() if day in days}
+
+
+def platform_of(world: RecordedWorld, pipelines: Pipelines) -> Platform:
+    """The ports over the recorded world."""
+    return Platform(
+        pipelines=pipelines,
+        registry=WorldRegistry(world),
+        servers=WorldServers(world),
+        mesh=WorldMesh(world),
+        metrics=WorldMetrics(world),
+        data=RecordedData(world),
+        outcomes=RecordedOutcomes(world),
+        notifier=WorldNotifier(world),
+        specs=world.specs,
+    )
