@@ -146,7 +146,7 @@ def _typed(spec: ModelSpec, known: pl.DataFrame, *, decimal_comma: bool) -> pl.D
         _refuse(foreign, f"has the label {_first(foreign)!r}, a third value of a binary task ({shown})", remedy)
     label = label_indices(spec, (), text).alias(LABEL)
     if label.n_unique() < 2:
-        raise InputError(f"every label is of one class (values: {shown})", remedy=remedy)
+        raise InputError(f"{known[FILE][0]}: every label is of one class (values: {shown})", remedy=remedy)
     return known.with_columns(label)
 
 

@@ -182,46 +182,50 @@ class _Days:
         self._told("making the first champion of the history")
         with crew.db.transaction() as conn:
             add_model(crew, conn, spec, spec_sha256=digest(spec.model_dump(mode="json")), base_path=".")
-        # It stands for what was in service already: nobody has to be waited for.
-        self._settle(self._lived.first_day - DAY, wait=timedelta(0), approve=True)
+        self._settle(self._lived.first_day - DAY, start=True)
         if "champion" not in self._lived.world.model(spec.model).aliases:
             self._refuse_start()
         with crew.db.transaction() as conn:
             note_cadence(crew, conn, spec, fence=None)
 
     def _refuse_start(self) -> None:
-        runs = self._lived.world.state.runs.values()
-        errors = [run.error for run in runs if run.error]
-        gates = [
-            f"{gate['metric']} is {_said(gate['value'])} and has to be {gate['op']} {gate['bound']}"
-            for run in runs if run.pipeline == "train"
-            for gate in run.outputs.get("gates", [])  # type: ignore[union-attr]
-            if isinstance(gate, dict) and not gate["passed"]
-        ]  # fmt: skip
-        why = "; ".join(errors or gates) or self._waits_for()
+        errors = [run.error for run in self._lived.world.state.runs.values() if run.error]
+        why = "; ".join(errors or self._failed_gates()) or self._waits_for()
         raise InputError(
             f"{self._spec.model}: no first champion comes of the history before {self._lived.first_day}: {why}",
             remedy="Give a longer history with --history DAYS, correct the recipe or its gates, or add the scores that "
             "your own model gave (column score)",
         )
 
+    def _failed_gates(self) -> list[str]:
+        return [
+            f"{gate['metric']} is {_said(gate['value'])} and has to be {gate['op']} {gate['bound']}"
+            for run in self._lived.world.state.runs.values() if run.pipeline == "train"
+            for gate in run.outputs.get("gates", [])  # type: ignore[union-attr]
+            if isinstance(gate, dict) and not gate["passed"]
+        ]  # fmt: skip
+
     def _waits_for(self) -> str:
         with self._lived.crew.db.snapshot() as conn:
             runs = store.select(conn, RunRow, model=self._spec.model)
         return "; ".join(run.waits_for or run.outcome for run in runs) or "the loop made none"
 
-    def _settle(self, day: date, *, wait: timedelta = DAY, approve: bool | None = None) -> None:
+    def _settle(self, day: date, *, start: bool = False) -> None:
         """Tick until nothing moves and nobody answers any more."""
-        approve = self._answers == "approve" if approve is None else approve
         for _ in range(MAX_TICKS):
             moved = tick(self._lived.crew, self._graph, self._spec).outcome in ("progressed", "busy")
-            if not moved and not (approve and self._approve(wait)):
+            if not moved and not self._answer(start):
                 return
         self._lived.stuck_days.append(day.isoformat())
 
-    def _approve(self, wait: timedelta) -> bool:
-        """Say yes to what was asked so long ago; whether anything was."""
-        crew = self._lived.crew
+    def _answer(self, start: bool) -> bool:
+        """Say yes to what was asked a day ago, where somebody does; whether anything was.
+
+        The first champion stands for what was in service already: where it passed its gates, nobody is waited for.
+        """
+        if self._answers == "none" and not (start and not self._failed_gates()):
+            return False
+        crew, wait = self._lived.crew, timedelta(0) if start else DAY
         with crew.db.transaction() as conn:
             pending = store.select(conn, ApprovalRow, status="pending")
         answered = False
