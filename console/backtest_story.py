@@ -10,8 +10,11 @@ from console.chronicle import Records
 from state.decisions import ActionChanged, ActionDecided, AnyDecision, ApprovalChanged, IncidentChanged, Observed
 from state.rows import ActionRow, ApprovalRow
 
-REPEATED = frozenset({"denied", "failed", "question", "expired"})
+REPEATED = frozenset({"denied", "failed", "question", "backtest", "told"})
 """First words of what may come again and again without anything new in it."""
+
+VERDICTS = {"win": "won", "lose": "lost"}
+"""What became of the newer fit."""
 
 
 def live_day(at: datetime) -> str:
@@ -50,7 +53,7 @@ def _told(
         case IncidentChanged(change="closed"):
             yield f"incident closed: {_words(decision.resolution or '')}", decision.summary
         case Observed(topic="backtest"):
-            yield f"backtest: {_words(decision.verdict)}", decision.summary
+            yield f"backtest: {VERDICTS.get(decision.verdict, _words(decision.verdict))}", decision.summary
         case Observed(topic="gates" | "analysis" | "ab_test"):
             name = {"gates": "gates", "analysis": "canary", "ab_test": "A/B test"}[decision.topic]
             yield f"{name}: {_words(decision.verdict)}", decision.summary

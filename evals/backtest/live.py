@@ -185,16 +185,21 @@ class _Days:
         self._settle(self._lived.first_day - DAY, start=True)
         if "champion" not in self._lived.world.model(spec.model).aliases:
             self._refuse_start()
+        if failed := self._failed_gates():
+            self._lived.notes.append(
+                f"The first champion misses its gates ({'; '.join(failed)}). It stands for a model that serves already, so "
+                "they were waived; every candidate after it has to meet them."
+            )
         with crew.db.transaction() as conn:
             note_cadence(crew, conn, spec, fence=None)
 
     def _refuse_start(self) -> None:
         errors = [run.error for run in self._lived.world.state.runs.values() if run.error]
-        why = "; ".join(errors or self._failed_gates()) or self._waits_for()
+        why = "; ".join(errors) or self._waits_for()
         raise InputError(
             f"{self._spec.model}: no first champion comes of the history before {self._lived.first_day}: {why}",
-            remedy="Give a longer history with --history DAYS, correct the recipe or its gates, or add the scores that "
-            "your own model gave (column score)",
+            remedy="Give a longer history with --history DAYS, correct the recipe, or add the scores that your own model "
+            "gave (column score)",
         )
 
     def _failed_gates(self) -> list[str]:
@@ -221,9 +226,9 @@ class _Days:
     def _answer(self, start: bool) -> bool:
         """Say yes to what was asked a day ago, where somebody does; whether anything was.
 
-        The first champion stands for what was in service already: where it passed its gates, nobody is waited for.
+        The first champion stands for what was in service already: nobody is waited for, and its gates are waived.
         """
-        if self._answers == "none" and not (start and not self._failed_gates()):
+        if self._answers == "none" and not start:
             return False
         crew, wait = self._lived.crew, timedelta(0) if start else DAY
         with crew.db.transaction() as conn:

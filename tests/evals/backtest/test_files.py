@@ -211,7 +211,8 @@ def test_a_delay_that_the_spec_understates_is_told_from_the_history_alone(given:
             on_labels(set_at("available_at", 3, T0 - timedelta(days=9))), r"row 4 .*before its prediction", id="early"
         ),
         pytest.param(
-            on_labels(lambda f: f.with_columns(("x" + pl.col("request_id")).alias("request_id"))), "are of no prediction", id="all-unknown"
+            on_labels(lambda f: f.with_columns(("x" + pl.col("request_id")).alias("request_id"))),
+            "are of no prediction", id="all-unknown",
         ),
     ],
 )  # fmt: skip
