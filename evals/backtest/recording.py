@@ -24,6 +24,8 @@ from tools.times import EVENT_TIME
 GROUP_ROWS = 500_000
 """Rows in memory at once while days are written."""
 DAY = timedelta(days=1)
+LONGEST_GAP = 400
+"""Days without a prediction beyond which one side of the gap is taken for an error of the clock."""
 LABEL_SCHEMA = pl.Schema({ID: pl.String(), LABEL: pl.Float64(), AVAILABLE: EVENT_TIME})
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -146,6 +148,7 @@ def record(spec: ModelSpec, predictions: Path, labels: Path, folder: Path, *, pr
     staging = folder / "staging"
     staging.mkdir(parents=True)
     staged = stage_predictions(predictions, spec, staging, progress)
+    _refuse_gap(predictions, staged)
     outcomes = stage_labels(labels, spec, staged, progress)
     n_labels, n_late, n_restated = label_counts(spec, outcomes.statements)
     days = _write_days(folder, staged, outcomes, progress)
@@ -194,6 +197,21 @@ def late_by(recording: Recording, *, start: datetime) -> str:
     return (
         f"Before {start:%Y-%m-%d} one label in twenty took longer than {days} days, and the spec says "
         f"{declared / DAY:g}: with data.label.delay: P{days}D missing labels would be told from late ones."
+    )
+
+
+def _refuse_gap(path: Path, staged: StagedPredictions) -> None:
+    """A single wrong year would make years of empty days."""
+    index = staged.index.with_columns((pl.col(TIME) - pl.col(TIME).shift(1)).dt.total_days().alias("gap"))
+    wide = index.with_columns(pl.col(ID).shift(1).alias("before"), pl.col(TIME).shift(1).alias("since"))
+    wide = wide.filter(pl.col("gap") > LONGEST_GAP)
+    if wide.is_empty():
+        return
+    first = wide.row(0, named=True)
+    raise InputError(
+        f"{path}: no prediction for {first['gap']} days, between {first['since']:%Y-%m-%d} (id {first['before']}) and "
+        f"{first[TIME]:%Y-%m-%d} (id {first[ID]}, row {first['row']} of {first['file']})",
+        remedy="Correct the event times, or give the rows of one side of the gap only",
     )
 
 
