@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from console import chronicle
@@ -69,7 +70,6 @@ def _result(
     recording, start = lived.recording, midnight(lived.first_day)
     records = chronicle.read_records(lived.crew.db, recording.spec.model)
     acts = verified(records.actions, start)
-    n_changes = acts.get("promote", 0)
     data = _data(recording, lived)
     metric = recording.spec.objective.metric
     return BacktestResult(
@@ -92,7 +92,7 @@ def _result(
         denied=_denied(records.entries),
         trainings=acts.get("train_candidates", 0),
         backtests=acts.get("backtest_recipe", 0),
-        promotions=n_changes,
+        promotions=acts.get("promote", 0),
         rollbacks=acts.get("rollback", 0),
         questions=questions(records, start),
         quarantined=list(lived.crew.platform.outcomes.quarantined(recording.spec.model)),
@@ -103,7 +103,7 @@ def _result(
         harm=_harm(judged),
         cost=Cost(
             served_trainings=acts.get("train_candidates", 0), served_backtests=acts.get("backtest_recipe", 0),
-            served_changes=n_changes + acts.get("rollback", 0),
+            served_changes=_changes(lived),
             always_refits=sum(not refit.error for refit in judged.always_refits),
             classic_refits=judged.classic_refits, classic_looks=judged.classic_looks,
         ),
@@ -111,6 +111,12 @@ def _result(
         notes=[*loaded_notes(loaded), *recording.notes, *lived.notes, *_control_notes(judged)],
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )  # fmt: skip
+
+
+def _changes(lived: Lived) -> int:
+    """How often the champion changed after the first one."""
+    held = [str(e.args["version"]) for e in lived.world.effects if e.method == "registry.alias.champion"]
+    return sum(now != before for before, now in pairwise(held))
 
 
 def loaded_notes(loaded: LoadedSpec) -> list[str]:

@@ -92,9 +92,13 @@ def way_rows(result: BacktestResult) -> list[list[str]]:
         harm: Harm | None = getattr(result.harm, way, None)
         nothing = Harm(positive=0.0, net=0.0) if way == "never" else None
         known = harm or nothing
-        cells = [figure(known.positive, ".4g"), figure(known.net, "+.4g")] if known else [NONE, NONE]
+        cells = [_sum(known.positive, ""), _sum(known.net, "+")] if known else [NONE, NONE]
         rows.append([name, shown(value, result.metric.name), *cells, fits[way], str(changes[way])])
     return rows
+
+
+def _sum(value: float, sign: str) -> str:
+    return figure(value, f"{sign}.4g") if abs(value) < 1_000 else f"{value:{sign},.0f}"
 
 
 def _how(result: BacktestResult) -> str:

@@ -41,7 +41,7 @@ def result(turned: History, tmp_path_factory: pytest.TempPathFactory) -> Backtes
 
 
 def test_the_result_tells_what_was_done_and_what_it_was_worth(result: BacktestResult, turned: History) -> None:
-    assert result.promotions == 1
+    assert result.promotions == result.cost.served_changes == 1
     assert result.trainings >= 1
     assert result.data.n_restated > 0
     assert result.data.n_late > 0
