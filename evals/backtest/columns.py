@@ -10,6 +10,7 @@ import polars as pl
 
 from state.errors import InputError
 from state.spec import ModelSpec
+from tools.coerce import to_text
 from tools.sources import SourceFile, column_names, read_batches
 from tools.times import detect_time_format
 
@@ -57,7 +58,7 @@ def prediction_columns(source: SourceFile, spec: ModelSpec) -> PredictionColumns
     absent = [name for name in spec.feature_names() if name not in present]
     if absent and (score is None or len(absent) < len(spec.features)):
         near = difflib.get_close_matches(absent[0], present, n=3, cutoff=0.5)
-        remedy = f"did you mean {', '.join(near)}?" if near else f"its columns are {', '.join(present)}"
+        remedy = f"did you mean {', '.join(near)}?" if near else f"its columns are {', '.join(present)}."
         raise InputError(
             f"{source.path} has no column {', '.join(absent)} ({len(absent)} of {len(spec.features)} features)",
             remedy=f"Add it, or name the features in the spec as the file does: {remedy} A file with a score and no "
@@ -111,6 +112,11 @@ def time_reading(columns: Sequence[tuple[SourceFile, str]], what: str) -> str:
         f"{source.path}: column {column!r} ({what}) does not read as a time: {first}",
         remedy="Write times as 2026-01-31T12:00:00Z, or as epoch seconds",
     )
+
+
+def ids_of(values: pl.Series) -> pl.Series:
+    """Ids as text. A column of whole numbers that went through floats reads `7.0`: it is id 7."""
+    return to_text(values).str.replace(r"^(-?\d+)\.0$", "${1}")
 
 
 def _needed(source: SourceFile, present: Sequence[str], names: Sequence[str], what: str) -> str:

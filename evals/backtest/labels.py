@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from evals.backtest.columns import LabelColumns, label_columns, time_reading
+from evals.backtest.columns import LabelColumns, ids_of, label_columns, time_reading
 from evals.backtest.predictions import FILE, ID, ROW, TIME, Progress, StagedPredictions
 from state.errors import InputError
 from state.spec import ModelSpec
@@ -82,7 +82,7 @@ def _normalised(
     source: SourceFile, first_row: int, raw: pl.DataFrame, named: LabelColumns, reading: str
 ) -> pl.DataFrame:
     row = pl.Series(ROW, range(first_row + 1, first_row + raw.height + 1), dtype=pl.Int64)
-    ids, text = to_text(raw[named.request_id]).alias(ID), to_text(raw[named.label]).alias(_TEXT)
+    ids, text = ids_of(raw[named.request_id]).alias(ID), to_text(raw[named.label]).alias(_TEXT)
     columns = [ids, text, row]
     if named.available_at is not None:
         values = raw[named.available_at]

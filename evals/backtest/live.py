@@ -29,7 +29,7 @@ from state.canonical import digest
 from state.errors import InputError
 from state.ids import Uuid7Source
 from state.keys import load_or_create
-from state.rows import ApprovalRow, IncidentRow, RunRow
+from state.rows import ActionRow, ApprovalRow, IncidentRow, RunRow
 from state.spec import ModelSpec, RecipeTraining
 from state.store import Database
 
@@ -138,7 +138,7 @@ def _refuse_short(recording: Recording, start: date, n_before: int) -> None:
     raise InputError(
         f"{recording.spec.model}: the predictions span {n_span} days, from {recording.first_day} to {recording.last_day}, "
         f"and the first {n_before} of them are the history of the first champion: no live day is left",
-        remedy=f"Give a longer history, or a shorter start with --history DAYS (at least a few weeks of {n_span})",
+        remedy=f"Give a longer history, or make fewer of these {n_span} days the start with --history DAYS",
     )
 
 
@@ -194,7 +194,9 @@ class _Days:
             note_cadence(crew, conn, spec, fence=None)
 
     def _refuse_start(self) -> None:
-        errors = [run.error for run in self._lived.world.state.runs.values() if run.error]
+        with self._lived.crew.db.snapshot() as conn:
+            actions = store.select(conn, ActionRow, model=self._spec.model, state="failed")
+        errors = dict.fromkeys(action.message for action in actions if action.message)
         why = "; ".join(errors) or self._waits_for()
         raise InputError(
             f"{self._spec.model}: no first champion comes of the history before {self._lived.first_day}: {why}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from evals.backtest.columns import PredictionColumns, prediction_columns, time_reading
+from evals.backtest.columns import PredictionColumns, ids_of, prediction_columns, time_reading
 from state.errors import InputError
 from state.spec import ModelSpec
 from tools.coerce import coerce, to_numbers, to_text
@@ -91,7 +91,7 @@ def _normalised(
     raw = batch.rows
     tally.n_read += raw.height
     row = pl.Series(ROW, range(batch.first_row + 1, batch.first_row + raw.height + 1), dtype=pl.Int64)
-    ids = to_text(raw[named.request_id]).alias(ID)
+    ids = ids_of(raw[named.request_id]).alias(ID)
     times = parse_times(raw[named.time], reading).cast(EVENT_TIME).alias(TIME)
     _refuse_first(source, ids.is_null(), row, ids, f"has no {named.request_id}", raw[named.request_id])
     _refuse_first(source, times.is_null(), row, ids, f"has no readable {named.time}", raw[named.time])

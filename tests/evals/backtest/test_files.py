@@ -111,6 +111,21 @@ def test_other_names_and_csv_give_the_same_history(
     assert other.labels_of(day).equals(plain.labels_of(day))
 
 
+def test_ids_that_went_through_floats_are_the_same_ids(given: History, tmp_path: Path) -> None:
+    number = {name: at for at, name in enumerate(given.predictions["request_id"])}
+
+    def numbered(frame: pl.DataFrame, dtype: type[pl.DataType]) -> pl.DataFrame:
+        ids = [number[name] for name in frame["request_id"]]
+        return frame.with_columns(pl.Series("request_id", ids, dtype=pl.Int64).cast(dtype))
+
+    (tmp_path / "csv").mkdir()
+    numbered(given.labels, pl.Float64).write_csv(tmp_path / "csv" / "labels.csv")
+    numbered(given.predictions, pl.Int64).write_parquet(tmp_path / "csv" / "predictions.parquet")
+
+    paths = tmp_path / "csv" / "predictions.parquet", tmp_path / "csv" / "labels.csv"
+    assert record(given.spec, *paths, tmp_path / "read", progress=no_progress).n_labels == given.labels.height
+
+
 def test_a_folder_of_files_is_one_history(given: History, tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     folder.mkdir()

@@ -7,12 +7,14 @@ from dataclasses import replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from evals.backtest.live import Answers, Lived, Wish, default_history, live
 from evals.backtest.recording import record
 from evals.world.platform import example_spec
 from evals.world.truth import Drift
+from evals.world.world import midnight
 from policies.engine import SHIPPED
 from state import log, store
 from state.errors import InputError
@@ -167,6 +169,13 @@ def test_a_start_that_allows_no_champion_ends_with_its_reason(tmp_path: Path) ->
     training = {**QUICK["training"], "holdout": "P40D"}
     with pytest.raises(InputError, match=r"no first champion.*a holdout of 40 days"):
         lived(history(n_days=N_BEFORE + 2, scored_from=None, training=training), tmp_path)
+
+
+def test_a_start_without_a_label_says_so(tmp_path: Path) -> None:
+    given = history(n_days=N_BEFORE + 2)
+    late = given.labels.filter(pl.col("available_at") > midnight(FIRST_LIVE))
+    with pytest.raises(InputError, match=r"no first champion.*no labelled row before"):
+        lived(replace(given, labels=late), tmp_path)
 
 
 def test_a_history_that_is_all_start_is_refused_with_its_length(tmp_path: Path) -> None:
