@@ -136,12 +136,13 @@ def _judgements(conn: Connection, run: RunRow, spec: ModelSpec, foreseen: Forese
     facts = run.facts
     over = _incidents_of(conn, spec.model, foreseen.leaving) if foreseen is not None else frozenset()
     incidents = [row for row in store.select(conn, IncidentRow, model=spec.model, status="open") if row.id not in over]
-    open_causes, open_signals = {row.cause for row in incidents}, {row.signal for row in incidents}
+    open_signals = {row.signal for row in incidents}
     z = facts.get("paired_z")
     return {
         "loss_alarm_open": "loss_alarm" in open_signals,
         "retraining_due": bool(open_signals & {"loss_alarm", "major_drift"}),
-        "data_fault_open": bool(open_causes & {"data_fault", "label_fault"}) and not _fault_contained(conn, spec.model),
+        "data_fault_open": _fault_open(incidents),
+        "label_doubt_open": any(row.body.get("in_doubt") for row in incidents),
         "outcomes_affected": spec.outcomes == "affected",
         "gates_evaluated": bool(facts.get("gates_evaluated")),
         "gates_passed": bool(facts.get("gates_passed")),
@@ -161,13 +162,14 @@ def _incidents_of(conn: Connection, model: str, rollouts: frozenset[str]) -> fro
     return frozenset(run.subject_id for run in runs if run.body.get("rollout_id") in rollouts)
 
 
-def _fault_contained(conn: Connection, model: str) -> bool:
-    """Whether every open data fault's days, so far, are quarantined."""
-    faults = [
-        row for row in store.select(conn, IncidentRow, model=model, status="open")
-        if row.cause in ("data_fault", "label_fault")
-    ]  # fmt: skip
-    return all(row.body.get("quarantined") == row.body.get("days") for row in faults)
+def _fault_open(incidents: list[IncidentRow]) -> bool:
+    """Whether an open fault has days that are not quarantined. Labels in doubt are a fact of their own."""
+    return any(
+        row.cause in ("data_fault", "label_fault")
+        and not row.body.get("in_doubt")
+        and row.body.get("quarantined") != row.body.get("days")
+        for row in incidents
+    )
 
 
 LABEL_READERS = frozenset({"backtest_recipe", "train_candidates", "recalibrate", "promote"})

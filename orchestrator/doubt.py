@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.crew import Crew
+from orchestrator.crew import Crew, tell
 from orchestrator.signals import Signal
 from orchestrator.triage import take_in
 from state import store
@@ -29,6 +29,26 @@ def labels_are_right(
     symptom = Signal.model_validate(incident.body["symptom"])
     text = f"{symptom.text}; a person says that the labels are right"
     take_in(crew, conn, spec, symptom.model_copy(update={"text": text}), fence)
+    return True
+
+
+def held_for_answer(crew: Crew, conn: Connection, spec: ModelSpec, win: Signal) -> bool:
+    """Whether a win on the cadence starts nothing because the model's labels are in doubt; people are told of it once.
+
+    The answer decides what the win was worth: labels that are right make the incident a drift with a backtest of its
+    own, wrong ones are quarantined and the next backtest is made without them.
+    """
+    faults = store.select(conn, IncidentRow, model=spec.model, status="open", cause="label_fault")
+    doubt = next((row for row in faults if row.body.get("in_doubt")), None)
+    if doubt is None:
+        return False
+    text = (
+        f"{win.text}. It was judged by the labels in doubt, and nothing is trained before somebody says whether they "
+        "are wrong."
+    )
+    tell(
+        crew, conn, key=f"doubt/{doubt.id}", title=f"{spec.model}: a won backtest while labels are in doubt", text=text
+    )  # fmt: skip
     return True
 
 

@@ -32,7 +32,9 @@ from orchestrator.execute import carry_out, give_up
 from orchestrator.gate import REJECTED, Ruling, rule
 from orchestrator.planner import NoPlan, plan
 from orchestrator.runs import DENIED_DAYS, aim, cite, end_run
+from orchestrator.signals import Signal
 from orchestrator.situation import situation_of, true_facts
+from orchestrator.triage import take_in
 from orchestrator.way import TAKES_THE_ROUTE, Refused, make_way
 from policies.lint import POLICY_CHANGED
 from state import ledger, store
@@ -250,6 +252,7 @@ def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, rulin
 
 _PASSING = frozenset({"kill-switch", "halted", "model-held", "advise-mode", "one-risky-action", "unknown-effects",
                       "actions-per-hour", "actions-per-day", "freeze", "freeze-window", "training-on-bad-data",
+                      "training-on-labels-in-doubt",
                       "stale-labels", "one-rollout", POLICY_CHANGED})  # fmt: skip
 """Denials that pass by themselves or by a person's hand: the promotion waits rather than fails."""
 
@@ -294,6 +297,10 @@ def _learn(desk: Desk, state: AdvanceState, situation: Situation, move: Learned)
             actor=f'Agent::"{agent}"', run_id=run.id, incident_id=_incident(run), details=move.details,
             evidence_ids=[evidence_id],
         )  # fmt: skip
+        if run.subject_kind == "goal" and move.facts.get("canary_failed") and move.verdict in ("failed", "worse"):
+            # A version that a person asked for does harm; within an incident the failure is part of its story.
+            harm = Signal(name="canary_failed", text=move.summary, evidence_ids=[evidence_id])
+            take_in(desk.crew, conn, desk.spec, harm, desk.fence)
     desk.crew.say(agent, move.summary)
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from orchestrator.attendance import attend
 from orchestrator.bake import watch_bake
 from orchestrator.crew import Crew, tell
+from orchestrator.doubt import held_for_answer
 from orchestrator.execute import MAX_RETRIES, recover
 from orchestrator.gate import expire_approvals
 from orchestrator.graph import GRAPH_VERSION, Desk, Graph
@@ -178,7 +179,8 @@ def _answer_wins(crew: Crew, spec: ModelSpec, fence: Fence) -> bool:
         if signal is None:
             continue
         with crew.db.transaction() as conn:
-            take_in(crew, conn, spec, signal, fence)
+            if not held_for_answer(crew, conn, spec, signal):
+                take_in(crew, conn, spec, signal, fence)
             run.body["answered"] = True
             store.put(conn, run, fence=fence)
         answered = True

@@ -33,6 +33,8 @@ def situation_of(crew: Crew, run: RunRow, spec: ModelSpec, step: ActionKind) -> 
         open_faults = [
             row for row in store.select(conn, IncidentRow, model=spec.model, status="open")
             if row.cause in ("data_fault", "label_fault")
+            # What a backtest says of the days in doubt is what a person may want to know before answering.
+            and not (step == "backtest_recipe" and row.body.get("in_doubt"))
         ]  # fmt: skip
     pinned = run.body.get("pinned")
     fault_days: set[str] = set()

@@ -104,6 +104,11 @@ _DATA = {
         usual=False,
         strictest=True,
     ),
+    "label_doubt_open": _flag(
+        "Labels of this model are in doubt, and nobody has said yet whether they are wrong.",
+        usual=False,
+        strictest=True,
+    ),
     "labels_in_doubt": _flag(
         "The action takes out days because of their labels, and the data cannot tell whether these are wrong.",
         usual=False,

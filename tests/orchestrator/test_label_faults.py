@@ -126,6 +126,36 @@ def test_labels_in_doubt_hold_training_and_ask_a_person(quick: Quick) -> None:
         stage.check_books()
 
 
+def test_backtests_go_on_while_labels_are_in_doubt_and_start_nothing(quick: Quick) -> None:
+    """A backtest changes nothing: it informs the person who is asked, and its win waits for the answer."""
+    half = Truth(rows_per_day=300, history_days=60, intercept=0.0)
+    often = {**WATCHED["monitoring"], "cadence": days(2)}
+    by_log_loss = {"metric": "log_loss", "op": "<=", "value": 0.69}  # a fit on flipped labels is less sure, and wins
+    with quick(**{**WATCHED, "monitoring": often, "truth": half, "objective": by_log_loss}) as stage:
+        stage.start()
+        stage.days(3)
+        stage.drift("label_flip", 0.25)
+        question = until_asked(stage)
+        before = len(stage.kinds("backtest_recipe"))
+        trained = stage.kinds("train_candidates")
+        stage.days(6)
+
+        assert len(stage.kinds("backtest_recipe")) > before
+        newest = [d for d in stage.log() if d.kind == "action_decided" and d.action == "backtest_recipe"][-1]
+        asked_about, left_out = question.args["days"], newest.args["excluded_days"]
+        assert isinstance(asked_about, list)
+        assert isinstance(left_out, list)
+        assert not [day for day in asked_about if day in left_out], "the days in doubt are what it is about"
+        assert stage.kinds("train_candidates") == trained
+        assert [i.cause for i in stage.incidents() if i.status == "open"] == ["label_fault"]
+        told = [m.text for m in stage.world.state.messages if "won backtest while labels are in doubt" in m.title]
+        assert told
+        assert "nothing is trained before" in told[0]
+        (pending,) = stage.rows(ApprovalRow, status="pending")
+        assert pending.id == question.id
+        stage.check_books()
+
+
 def test_labels_that_a_person_calls_right_make_it_a_drift(quick: Quick) -> None:
     half = Truth(rows_per_day=300, history_days=60, intercept=0.0)
     with quick(**{**WATCHED, "truth": half}) as stage:
