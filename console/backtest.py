@@ -71,7 +71,6 @@ def _result(
     records = chronicle.read_records(lived.crew.db, recording.spec.model)
     acts = verified(records.actions, start)
     data = _data(recording, lived)
-    metric = recording.spec.objective.metric
     return BacktestResult(
         model=recording.spec.model,
         spec_sha256=loaded.sha256,
@@ -97,20 +96,31 @@ def _result(
         questions=questions(records, start),
         quarantined=list(lived.crew.platform.outcomes.quarantined(recording.spec.model)),
         unsettled=lived.stuck_days,
-        metric=MetricTable(
-            name=metric, lower_is_better=metric in LOWER_IS_BETTER, n_blocks=judged.n_blocks, **asdict(judged.overall)
-        ),
+        metric=_metric(recording, judged),
         harm=_harm(judged),
-        cost=Cost(
-            served_trainings=acts.get("train_candidates", 0), served_backtests=acts.get("backtest_recipe", 0),
-            served_changes=_changes(lived),
-            always_refits=sum(not refit.error for refit in judged.always_refits),
-            classic_refits=judged.classic_refits, classic_looks=judged.classic_looks,
-        ),
+        cost=_cost(lived, judged, acts),
         blocks=[BlockMetric(block=b.block, n_rows=b.n_rows, **asdict(b.metric)) for b in judged.blocks],
         notes=[*loaded_notes(loaded), *recording.notes, *lived.notes, *_control_notes(judged)],
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )  # fmt: skip
+
+
+def _metric(recording: Recording, judged: Judged) -> MetricTable:
+    metric = recording.spec.objective.metric
+    return MetricTable(
+        name=metric, lower_is_better=metric in LOWER_IS_BETTER, n_blocks=judged.n_blocks, **asdict(judged.overall)
+    )
+
+
+def _cost(lived: Lived, judged: Judged, acts: dict[str, int]) -> Cost:
+    return Cost(
+        served_trainings=acts.get("train_candidates", 0),
+        served_backtests=acts.get("backtest_recipe", 0),
+        served_changes=_changes(lived),
+        always_refits=sum(not refit.error for refit in judged.always_refits),
+        classic_refits=judged.classic_refits,
+        classic_looks=judged.classic_looks,
+    )
 
 
 def _changes(lived: Lived) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -36,9 +36,7 @@ def backtest(
     Example: steady backtest churn.yaml --predictions predictions.parquet --labels labels.csv --html backtest.html
     """
     from console.backtest import BacktestRequest
-    from console.backtest import backtest as run
-    from console.backtest_page import check_writable, write_page
-    from console.backtest_text import render
+    from console.backtest_page import check_writable
 
     if answers not in ("none", "approve"):
         raise InputError(f"--answers {answers!r} is not known", remedy="Use none or approve")
@@ -46,8 +44,16 @@ def backtest(
         check_writable(html)
     request = BacktestRequest(
         spec=spec, predictions=predictions, labels=labels, history_days=history, n_days=days,
-        answers=cast("object", answers), policy_dir=settings_of(home).policy_dir,  # type: ignore[arg-type]
+        answers="approve" if answers == "approve" else "none", policy_dir=settings_of(home).policy_dir,
     )  # fmt: skip
+    _run(request, html=html, json=json)
+
+
+def _run(request: Any, *, html: Path | None, json: bool) -> None:
+    from console.backtest import backtest as run
+    from console.backtest_page import write_page
+    from console.backtest_text import render
+
     result = run(request, progress=_Progress())
     if html is not None:
         write_page(result, html)

@@ -46,36 +46,35 @@ def stage_labels(path: Path, spec: ModelSpec, predictions: StagedPredictions, pr
             remedy="Add available_at to all of them, or leave it out everywhere",
         )
     reading = time_reading(dated, "when the label became available") if dated else ""
-    frames = []
-    for source, named in zip(sources, columns, strict=True):
-        for batch in read_batches(source, named.wanted()):
-            frames.append(_normalised(source, batch.first_row, batch.rows, named, reading))
-            progress(f"read {sum(frame.height for frame in frames)} labels")
-    raw = pl.concat(frames) if frames else pl.DataFrame()
-    n_read = raw.height
-    raw = raw.drop_nulls(_TEXT) if n_read else raw
-    if raw.is_empty():
-        raise InputError(
-            f"{path} holds no label: column {columns[0].label!r} is empty in all of {n_read} rows",
-            remedy="Give the outcomes; without any, nothing can be judged",
-        )
+    raw = _read(path, sources, columns, reading, progress)
     known, notes = _known(path, raw, predictions)
     known = _typed(spec, known, decimal_comma=any(source.decimal_comma for source in sources))
-    if dated:
-        known, more = _whole_days(known)
-        notes += more
-    else:
-        known = known.with_columns((pl.col(TIME) + spec.data.label.delay).alias(AVAILABLE))
-        notes.append(
-            f"The labels do not say when they became available: the spec's delay of {_days(spec.data.label.delay)} after "
-            "the event is assumed. Add a column available_at to see late and restated labels as they came."
-        )
+    known, more = _whole_days(known) if dated else _assumed(spec, known)
     _refuse_early(known)
     statements = known.sort(AVAILABLE, ROW, maintain_order=True).select(ID, LABEL, AVAILABLE, TIME)
     return StagedLabels(
         statements=statements.unique([ID, AVAILABLE], keep="last", maintain_order=True),
-        sources=tuple(sources), notes=tuple(notes),
+        sources=tuple(sources), notes=(*notes, *more),
     )  # fmt: skip
+
+
+def _read(
+    path: Path, sources: Sequence[SourceFile], columns: Sequence[LabelColumns], reading: str, progress: Progress
+) -> pl.DataFrame:
+    """Every row that has a label."""
+    frames: list[pl.DataFrame] = []
+    n_read = 0
+    for source, named in zip(sources, columns, strict=True):
+        for batch in read_batches(source, named.wanted()):
+            n_read += batch.rows.height
+            frames.append(_normalised(source, batch.first_row, batch.rows, named, reading).drop_nulls(_TEXT))
+            progress(f"read {n_read} labels")
+    if not any(frame.height for frame in frames):
+        raise InputError(
+            f"{path} holds no label: column {columns[0].label!r} is empty in all of {n_read} rows",
+            remedy="Give the outcomes; without any, nothing can be judged",
+        )
+    return pl.concat(frames)
 
 
 def _normalised(
@@ -154,6 +153,15 @@ def _first(rows: pl.DataFrame) -> str:
     return str(rows[_TEXT][0]) if rows.height else ""
 
 
+def _assumed(spec: ModelSpec, known: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """The spec's delay, where the file does not say when a label became available."""
+    note = (
+        f"The labels do not say when they became available: the spec's delay of {_days(spec.data.label.delay)} after "
+        "the event is assumed. Add a column available_at to see late and restated labels as they came."
+    )
+    return known.with_columns((pl.col(TIME) + spec.data.label.delay).alias(AVAILABLE)), [note]
+
+
 def _whole_days(known: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
     """A date without a time of day means that the label was known at the end of that day."""
     if not known["bare"].all():
@@ -194,7 +202,3 @@ def usual_delay(statements: pl.DataFrame, *, known_by: datetime) -> timedelta | 
     first = statements.filter(pl.col(AVAILABLE) <= known_by).unique(ID, keep="first", maintain_order=True)
     found = (first[AVAILABLE] - first[TIME]).quantile(0.95)
     return found if isinstance(found, timedelta) else None
-
-
-def source_digests(sources: Sequence[SourceFile]) -> list[str]:
-    return [source.sha256 for source in sources]

@@ -200,8 +200,9 @@ class _Days:
         why = "; ".join(errors) or self._waits_for()
         raise InputError(
             f"{self._spec.model}: no first champion comes of the history before {self._lived.first_day}: {why}",
-            remedy="Give a longer history with --history DAYS, correct the recipe, or add the scores that your own model "
-            "gave (column score)",
+            remedy="Give a longer history with --history DAYS, or correct the labels"
+            if self._lived.recording.has_scores
+            else "Give a longer history with --history DAYS, correct the recipe, or add the scores that your own model gave",
         )
 
     def _failed_gates(self) -> list[str]:
