@@ -60,7 +60,7 @@ def _told(
         case Observed(topic="drift", verdict="major"):
             yield "major drift", decision.summary
         case ActionDecided(verdict="deny"):
-            yield f"denied: {_words(decision.action)}", decision.reason
+            yield f"denied: {_words(decision.action)}", _why_denied(decision)
         case ActionChanged(state="failed" | "unknown"):
             yield f"{decision.state}: {_words(decision.action)}", decision.message or decision.summary
         case ActionChanged(state="verified") if decision.action_key in actions:
@@ -73,6 +73,12 @@ def _told(
             yield f"{decision.change}: {_words(decision.action)}", decision.summary
         case _:
             return
+
+
+def _why_denied(decision: ActionDecided) -> str:
+    """Policy's own words, and the rules that said so."""
+    why = decision.summary.partition(" - ")[2] or decision.reason
+    return f"{why} ({', '.join(decision.rules)})" if decision.rules else why
 
 
 def _done(action: ActionRow, first_champion: str) -> Iterator[tuple[str, str]]:

@@ -37,8 +37,7 @@ def render(result: BacktestResult) -> list[RenderableType]:
     """Tables and lines in the order in which a person wants them."""
     head = f"{result.model}: {result.first_live_day} to {result.last_live_day}, {counted(result.data.n_live, 'prediction')}"
     parts: list[RenderableType] = [Text(head, style="bold"), Text(headline(result)), _data(result), _ways(result)]
-    if result.metric.served is not None:
-        parts.append(Text(_how(result)))
+    parts.append(Text(_how(result)))
     parts += [_timeline(result)]
     if result.questions:
         parts.append(_questions(result))
@@ -104,7 +103,7 @@ def _sum(value: float, sign: str) -> str:
 def _how(result: BacktestResult) -> str:
     metric, sign = result.metric, -1 if result.metric.lower_is_better else 1
     if metric.served is None or metric.never is None:
-        return ""
+        return f"No block of the live days has labels enough for {metric.name}: nothing could be measured."
     gain = sign * (metric.served - metric.never)
     said = f"Against never retraining: {figure(gain, '+.4g')} {metric.name}"
     if metric.always is None:

@@ -102,6 +102,19 @@ def test_a_history_that_allows_no_training_has_no_controls(turned: History, tmp_
     assert any("entity of its own" in note for note in found.notes)
 
 
+def test_a_denial_is_told_in_the_words_of_policy(tmp_path: Path) -> None:
+    turn = Drift(kind="concept", start=str(FIRST_LIVE), magnitude=1.0)
+    given = history(turn, n_days=N_BEFORE + 14, n_rows=150, autonomy={"backtest_recipe": "observe"})
+
+    found = backtest(files(given, tmp_path))
+
+    [denied] = [moment for moment in found.timeline if moment.what == "denied: backtest recipe"]
+    assert "autonomy-watch-only" in denied.why
+    assert "lets the system observe" in denied.why
+    assert found.denied["autonomy-watch-only"] >= denied.times
+    assert found.backtests == found.trainings == 0
+
+
 def called(*args: object) -> Any:
     return CliRunner().invoke(app, ["backtest", *map(str, args)], standalone_mode=False)
 
