@@ -32,7 +32,7 @@ def files(given: History, folder: Path, *, n_days: int | None = None) -> Backtes
 def turned() -> History:
     """The concept turns on the second live day, and labels come and are restated late."""
     turn = Drift(kind="concept", start=str(FIRST_LIVE.replace(day=FIRST_LIVE.day + 1)), magnitude=1.0)
-    return history(turn, n_days=N_BEFORE + 26, n_rows=150, late_ratio=0.05, restated_ratio=0.05, gates=[])
+    return history(turn, n_days=N_BEFORE + 25, n_rows=140, late_ratio=0.05, restated_ratio=0.05, gates=[])
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_history_that_allows_no_training_has_no_controls(turned: History, tmp_
 
 def test_a_denial_is_told_in_the_words_of_policy(tmp_path: Path) -> None:
     turn = Drift(kind="concept", start=str(FIRST_LIVE), magnitude=1.0)
-    given = history(turn, n_days=N_BEFORE + 14, n_rows=150, autonomy={"backtest_recipe": "observe"})
+    given = history(turn, n_days=N_BEFORE + 14, n_rows=120, autonomy={"backtest_recipe": "observe"})
 
     found = backtest(files(given, tmp_path))
 
