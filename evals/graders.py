@@ -38,6 +38,7 @@ def grade(stage: Stage, view: View, unmet_by_day: Sequence[Sequence[str]], *, tw
     scene = stage.scene
     done = deeds(scene.world)
     return [
+        _gate("happened", stage.happenings.never_began),
         _cause(view, scene.scenario),
         _scope(view, scene.scenario, done),
         *grade_world(scene, unmet_by_day, twin=twin),
@@ -53,7 +54,7 @@ def grade_world(scene: Scene, unmet_by_day: Sequence[Sequence[str]], *, twin: Sc
     hits = [(pattern, _matches(scene, pattern, done)) for pattern in scenario.must_not]
     gates = [
         _gate("wanted", unmet_by_day[-1]),
-        _deadline(scenario, unmet_by_day),
+        _deadline(scene, unmet_by_day),
         _gate("must", [f"no {_named(p)}" for p in scenario.must if not _matches(scene, p, done)]),
         _gate("must_not", [f"{_named(p)} on day {hit[0].day}" for p, hit in hits if hit]),
         _gate("duplicates", repeated(scene.world)),
@@ -68,9 +69,10 @@ def false_actions(scene: Scene) -> list[Deed]:
     return [deed for deed in deeds(scene.world) if deed.day >= 0 and deed.effect in UNSAFE]
 
 
-def first_fault(scenario: Scenario) -> int:
-    days = [entry.day for entry in scenario.timeline if not entry.harmless]
-    return min(days, default=0)
+def first_fault(scene: Scene) -> int:
+    """The day of the first fault; of one that waited for a moment, the day on which that came."""
+    faults = [entry for entry in scene.scenario.timeline if not entry.harmless]
+    return min((scene.began.get(e.inject, e.day) if e.when else e.day for e in faults), default=0)
 
 
 def first_held(unmet_by_day: Sequence[Sequence[str]]) -> int | None:
@@ -90,7 +92,7 @@ def _gate(name: str, problems: Sequence[str]) -> Gate:
 def _cause(view: View, scenario: Scenario) -> Gate:
     """Every incident ends with a right cause, and where there is a cause to find, one incident found it."""
     wrong = [f"{row.model}: {row.cause}" for row in view.incidents if row.cause not in scenario.truth.cause]
-    if scenario.truth.cause and not view.incidents:
+    if scenario.truth.cause and not scenario.truth.or_none and not view.incidents:
         wrong.append(f"no incident, and the cause is {' or '.join(scenario.truth.cause)}")
     return _gate("cause", wrong)
 
@@ -104,18 +106,13 @@ def _scope(view: View, scenario: Scenario, done: Sequence[Deed]) -> Gate:
         if deed.day >= 0 and deed.model not in touched and deed.effect in UNSAFE
     ]  # fmt: skip
     missing = [name for name in scenario.truth.models if all(name != row.model for row in view.incidents)]
-    if scenario.truth.cause:
-        problems += [f"no incident covers {name}" for name in missing if not _covered(view, name)]
+    if scenario.truth.cause and not scenario.truth.or_none:
+        problems += [f"no incident covers {name}" for name in missing]
     return _gate("scope", problems)
 
 
-def _covered(view: View, model: str) -> bool:
-    """Whether an incident of another model names this one as touched by the same cause."""
-    return any(model in (row.body.get("models") or []) for row in view.incidents)  # type: ignore[operator]  # a list of names
-
-
-def _deadline(scenario: Scenario, unmet_by_day: Sequence[Sequence[str]]) -> Gate:
-    held, due = first_held(unmet_by_day), first_fault(scenario) + scenario.deadline_days
+def _deadline(scene: Scene, unmet_by_day: Sequence[Sequence[str]]) -> Gate:
+    held, due = first_held(unmet_by_day), first_fault(scene) + scene.scenario.deadline_days
     if held is None:
         return _gate("deadline", ["the wanted state does not hold at the end"])
     return _gate("deadline", [f"held from day {held}, due on day {due}"] if held > due else [])
@@ -128,12 +125,19 @@ def _matches(scene: Scene, pattern: EffectPattern, done: Sequence[Deed]) -> list
             continue
         if pattern.until_day is not None and deed.day >= pattern.until_day:
             continue
+        if pattern.after is not None and not _within(scene, pattern, deed.day):
+            continue
         if pattern.version is not None and deed.version != version_of(scene.world, deed.model, pattern.version):
             continue
         if pattern.before is not None and _came_first(done, deed, pattern.before):
             continue
         found.append(deed)
     return found
+
+
+def _within(scene: Scene, pattern: EffectPattern, day: int) -> bool:
+    began = scene.began.get(str(pattern.after))
+    return began is not None and began <= day and (pattern.for_days is None or day < began + pattern.for_days)
 
 
 def _came_first(done: Sequence[Deed], deed: Deed, other: str) -> bool:
@@ -147,7 +151,7 @@ def _named(pattern: EffectPattern) -> str:
 
 def _over_budget(scene: Scene, scenario: Scenario, done: Sequence[Deed]) -> list[str]:
     with scene.crew.db.transaction() as conn:
-        questions = len(store.select(conn, ApprovalRow))
+        questions = sum(row.asked_at > scene.opened_at for row in store.select(conn, ApprovalRow))
     live = [deed for deed in done if deed.day >= 0]
     spent = {
         "actions": sum(deed.effect != "tell" for deed in live),

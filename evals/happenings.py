@@ -41,7 +41,7 @@ class Happenings:
     """What happens when: the scenario's timeline, and the ends of what lasts."""
 
     def __init__(self, timeline: list[AnyInjection]) -> None:
-        self._timeline = timeline
+        self._coming = list(timeline)
         self._faults: list[tuple[int, Fault]] = []
         self._misroutes: list[tuple[int, str]] = []
 
@@ -54,9 +54,15 @@ class Happenings:
         for until, model in [entry for entry in self._misroutes if entry[0] == day]:
             scene.world.misroute(model, None)
             self._misroutes.remove((until, model))
-        for entry in self._timeline:
-            if entry.day == day:
-                self._begin(scene, entry)
+        for entry in [entry for entry in self._coming if _is_time(scene, entry, day)]:
+            self._coming.remove(entry)
+            scene.began.setdefault(entry.inject, day)
+            self._begin(scene, _dated(entry, day))
+
+    @property
+    def never_began(self) -> list[str]:
+        """Entries whose moment did not come."""
+        return [f"{entry.inject} waited for {entry.when} from day {entry.day} on" for entry in self._coming]
 
     def _begin(self, scene: Scene, entry: AnyInjection) -> None:
         match entry:
@@ -82,6 +88,30 @@ class Happenings:
                 scene.world.foreign_edit(model, _by_version(scene, model, entry.weights))
             case _:
                 _happen(scene, entry)
+
+
+def _is_time(scene: Scene, entry: AnyInjection, day: int) -> bool:
+    if entry.when is None or day < entry.day:
+        return day == entry.day
+    model = _one_model(scene, entry)
+    champion = version_of(scene.world, model, "champion")
+    route = scene.world.model(model).route
+    shares = [share for version, share in route.weights.items() if version != champion] if route is not None else []
+    match entry.when:
+        case "canary":
+            return any(shares)
+        case "ab_test":
+            return max(shares, default=0) >= scene.world.specs[model].rollout.ab_test.percent
+        case "bake":
+            return champion != "1" and bool(shares)
+
+
+def _dated(entry: AnyInjection, day: int) -> AnyInjection:
+    """The entry as it begins today, with the day on which it ends."""
+    ends: dict[str, int] = {"day": day}
+    if entry.for_days is not None:
+        ends["until_day"] = day + entry.for_days
+    return entry.model_copy(update=ends)
 
 
 def _happen(scene: Scene, entry: AnyInjection) -> None:

@@ -14,6 +14,7 @@ Days = Annotated[int, Field(ge=0, le=2_000)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 VersionRole: TypeAlias = Literal["champion", "candidate", "previous", "first", "next"]
 """`candidate` is the newest version that is not the champion; `next` every version first started afterwards."""
+Moment: TypeAlias = Literal["canary", "ab_test", "bake"]
 
 
 class Part(BaseModel):
@@ -27,6 +28,11 @@ class Injection(Part):
     """None: the only model of the scenario; of several, all that it can touch."""
     harmless: bool = False
     """It is no fault, so the healthy twin keeps it: a season, a person's wish."""
+    when: Moment | None = None
+    """Not before the first morning, from `day` on, on which the model's rollout has come so far: `canary` (a candidate
+    takes traffic), `ab_test` (it takes the share of the A/B test), `bake` (a newer version was promoted)."""
+    for_days: Annotated[int, Field(ge=1, le=2_000)] | None = None
+    """How long it lasts, where it can end: another way to say `until_day`."""
 
 
 class DataChange(Injection):

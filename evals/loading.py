@@ -124,6 +124,11 @@ def _timeline_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Itera
         if entry.day >= scenario.days:
             yield (*at, "day"), f"{where}.day is {entry.day}, and the scenario ends after {scenario.days} days"
         until = getattr(entry, "until_day", None)
+        if entry.for_days is not None and (until is not None or not hasattr(entry, "until_day")):
+            why = "until_day says it already" if until is not None else f"`{entry.inject}` has no end"
+            yield (*at, "for_days"), f"{where}.for_days: {why}"
+        if entry.when is not None and until is not None:
+            yield (*at, "until_day"), f"{where}.until_day cannot be known with `when`; use `for_days`"
         if until is not None and until <= entry.day:
             yield (*at, "until_day"), f"{where}.until_day is {until}, not after day {entry.day}"
         for field, text in _entry_problems(entry, scenario, specs, tables):
@@ -195,12 +200,17 @@ def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterato
             yield ("must", index), f"must[{index}] asks for `{pattern.effect}`, and must_not forbids it"
     for index, pattern in enumerate(scenario.must_not):
         yield from _unknown_model(pattern.model, specs, ("must_not", index, "model"), f"must_not[{index}].model")
+    injected = {entry.inject for entry in scenario.timeline}
+    for part, patterns in (("must", scenario.must), ("must_not", scenario.must_not)):
+        for index, pattern in enumerate(patterns):
+            if pattern.after is not None and pattern.after not in injected:
+                yield (part, index, "after"), f"{part}[{index}].after: the timeline has no `{pattern.after}`"
 
 
 def _forbids(pattern: EffectPattern, effect: str, model: str | None) -> bool:
     """Whether the pattern forbids the effect whatever else holds."""
-    always = pattern.version is None and pattern.before is None and pattern.from_day == 0 and pattern.until_day is None
-    return always and pattern.effect == effect and (pattern.model is None or pattern.model == model)
+    narrowed = pattern.model_copy(update={"effect": "tell", "model": None}) != EffectPattern(effect="tell")
+    return not narrowed and pattern.effect == effect and (pattern.model is None or pattern.model == model)
 
 
 def _unknown_model(

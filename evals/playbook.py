@@ -11,14 +11,17 @@ from state import store
 from state.errors import InputError
 from state.rows import ApprovalRow
 
+SETUP_APPROVER = Person(name="setup", roles=["operator", "approver", "admin", "auditor"])
+"""Says yes to what the first champion needs: it serves before the scenario begins, whoever answers later."""
 
-def answer_as_people(scene: Scene) -> bool:
+
+def answer_as_people(scene: Scene, people: list[Person]) -> bool:
     """Let everybody answer what is pending and due; whether anybody did."""
     with scene.crew.db.transaction() as conn:
         pending = store.select(conn, ApprovalRow, status="pending")
     answered = False
     for row in pending:
-        person = _who(scene.scenario.people, row)
+        person = _who(people, row)
         if person is None or person.answer == "ignore":
             continue
         if scene.clock.now() - row.asked_at < timedelta(days=person.after_days):

@@ -137,7 +137,7 @@ def _twin(job: Job, folder: Path) -> Scene:
 def _result(job: Job, view: View, gates: list[Gate], unmet: Sequence[Sequence[str]], twin: Scene | None) -> RunResult:
     scene = view.scene
     done = deeds(scene.world)
-    fault, held = first_fault(job.scenario), first_held(unmet)
+    fault, held = first_fault(scene), first_held(unmet)
     harm = _harm(scene, fault)
     failed = {gate.name: gate.why for gate in gates if not gate.passed}
     n_problems = {gate.name: len(gate.problems) for gate in gates}
@@ -193,9 +193,11 @@ def _minutes(scene: Scene, fault: int, times: Sequence[object]) -> float | None:
 
 def _timeline(scene: Scene, view: View) -> list[Moment]:
     moments = [
-        Moment(day=e.day, what=f"{e.inject}{f' ({e.model})' if e.model else ''} begins")
+        Moment(day=scene.began.get(e.inject, e.day) if e.when else e.day,
+               what=f"{e.inject}{f' ({e.model})' if e.model else ''} begins")
         for e in scene.scenario.timeline
-    ]
+        if e.when is None or e.inject in scene.began
+    ]  # fmt: skip
     for row in view.incidents:
         moments.append(
             Moment(day=scene.day_of(row.opened_at.date()) - 1, what=f"incident opens: {row.title} [{row.cause}]")

@@ -57,6 +57,8 @@ class TruthOf(Part):
 
     cause: list[Cause]
     """Diagnoses that are right; empty where no incident is right."""
+    or_none: bool = False
+    """To raise nothing is right as well: the change does no harm."""
     models: list[str] = []
     """Models that it touches; empty means all of the scenario."""
 
@@ -129,6 +131,10 @@ class EffectPattern(Part):
     until_day: Days | None = None
     before: EffectName | None = None
     """must_not: only where it comes before the first of these."""
+    after: str | None = None
+    """Only from the day on which the first injection of this kind began (`misroute`)."""
+    for_days: Annotated[int, Field(ge=1)] | None = None
+    """With `after`: and only for so many days."""
 
 
 class Budgets(Part):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evals.injections import VersionRole
 from evals.scenario import Scenario
-from evals.world.world import World
+from evals.world.world import World, midnight
 from orchestrator.crew import Crew
 from policies.engine import SHIPPED
 from state.clock import ReplayClock
@@ -38,12 +38,19 @@ class Scene:
     said: list[str] = field(default_factory=list)
     second_worker: bool = False
     """Another control plane ticks on the same state today."""
+    began: dict[str, int] = field(default_factory=dict)
+    """Kind of injection -> the day on which the first of them began."""
     refused: list[str] = field(default_factory=list)
     """Goals that were refused when they were stated."""
 
     @property
     def models(self) -> list[str]:
         return list(self.world.specs)
+
+    @property
+    def opened_at(self) -> datetime:
+        """Domain time of the set-up, before the first live day."""
+        return midnight(date.fromisoformat(self.world.state.start))
 
     def day_of(self, at: date) -> int:
         """Number of a live day: 0 is the first."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from langgraph.checkpoint.memory import InMemorySaver
 
 from evals.happenings import Happenings
 from evals.loading import spec_of
-from evals.playbook import answer_as_people
+from evals.playbook import SETUP_APPROVER, answer_as_people
 from evals.scenario import Scenario, WorldModel
 from evals.scene import Scene, SteppedClock, policy_folder
 from evals.world.faults import Killed
@@ -74,21 +74,31 @@ class Stage:
 
     def _open(self) -> None:
         """Models and standing goals enter the state, and the loop makes the first champions."""
-        crew = self.scene.crew
-        begin(crew)
-        specs = list(self.scene.world.specs.values())
+        scene = self.scene
+        begin(scene.crew)
+        specs = list(scene.world.specs.values())
         for spec in specs:
-            _enter(crew, spec, self.scene.scenario.goal)
+            _enter(scene.crew, spec, scene.scenario.goal)
+            # Whatever the crew may do later, the first champion is in service before the scenario begins.
+            scene.world.amend(spec.model_copy(update={"autonomy": {}, "freezes": []}))
+        self._sees_specs()
         self._settle(-1)
-        with self.scene.crew.db.transaction() as conn:
+        for spec in specs:
+            scene.world.amend(spec)
+        self._sees_specs()
+        with scene.crew.db.transaction() as conn:
             for spec in specs:
-                note_cadence(self.scene.crew, conn, spec, fence=None)
+                note_cadence(scene.crew, conn, spec, fence=None)
+
+    def _sees_specs(self) -> None:
+        self.scene.crew = replace(self.scene.crew, platform=build(self.scene.world))
 
     def _settle(self, day: int) -> None:
         """Tick every model until nothing moves and nobody answers any more."""
         for _ in range(MAX_TICKS):
             moved = [self._tick(spec) for spec in self.scene.world.specs.values()]
-            if not any(moved) and not answer_as_people(self.scene):
+            people = self.scene.scenario.people if day >= 0 else [SETUP_APPROVER]
+            if not any(moved) and not answer_as_people(self.scene, people):
                 return
         self.stuck_days.append(day)
 

@@ -42,7 +42,7 @@ class View:
                 scene=scene,
                 incidents=store.select(conn, IncidentRow),
                 diagnoses=store.select(conn, DiagnosisRow),
-                questions=store.select(conn, ApprovalRow),
+                questions=[row for row in store.select(conn, ApprovalRow) if row.asked_at > scene.opened_at],
                 rollouts=store.select(conn, RolloutRow),
                 policy_alarm=bool(alarm and alarm.body.get("text")),
             )
@@ -91,7 +91,10 @@ class View:
         return f"the champion of {model} has {documented} % in the route and {applied} % in the data plane"
 
     def _incident(self, wanted: IncidentIs) -> str:
-        found = [row for row in self.incidents if wanted.model in (None, row.model)]
+        found = [
+            row for row in self.incidents
+            if wanted.model == row.model or (wanted.model is None and not row.body.get("part_of"))
+        ]  # fmt: skip
         fitting = [
             row for row in found
             if wanted.status in ("either", row.status)

@@ -15,6 +15,7 @@ from orchestrator.change import begin_anew, gives_up_at
 from orchestrator.context import written_weights
 from orchestrator.crew import Crew, keep_evidence, observe, tell
 from orchestrator.runs import cite
+from orchestrator.triage import learn_from_win
 from state import store
 from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
@@ -89,6 +90,11 @@ def _backtested(
         "remedy_known": True, "training_justified": won, "paired_win": won,
         "paired_z": paired["z"], "paired_verdict": paired["verdict"], "paired_evidence": evidence_id,
     }  # fmt: skip
+    incident = store.get(conn, IncidentRow, run.subject_id) if won and run.subject_kind == "incident" else None
+    if incident is not None:
+        learn_from_win(
+            crew, conn, spec, incident, z=float(str(paired["z"])), evidence_id=evidence_id, fence=fence
+        )  # fmt: skip
     again = _look_again(crew, conn, run, spec, intent, paired)
     observe(
         crew, conn, model=intent.model, topic="backtest", verdict=str(paired["verdict"]), run_id=run.id,

@@ -17,7 +17,8 @@ class Signal(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    """`loss_alarm`, `major_drift`, `challenger_better`, `calibration_lost`, `data_fault`, `label_fault`, `serving_fault`."""
+    """`loss_alarm`, `major_drift`, `challenger_better`, `calibration_lost`, `data_fault`, `label_fault`, `serving_fault`,
+    `canary_failed`."""
     text: str
     """One sentence with the figures."""
     block: str | None = None

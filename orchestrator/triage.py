@@ -77,6 +77,7 @@ def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -
         against_labels=tuple(details.get("against_labels", details.get("against", []))),
         server_ready=bool(endpoint and endpoint.ready),
         candidate_serving=bool(baking),
+        canary_failed=signal.name == "canary_failed",
         loss_alarm=signal.name == "loss_alarm",
         calibration=signal.text if signal.name == "calibration_lost" else None,
         loss=details.get("loss"),
@@ -111,6 +112,7 @@ TITLES = {
     "label_fault": "the labels are not to be trusted",
     "calibration_lost": "probabilities are off",
     "serving_fault": "the champion's server fails",
+    "canary_failed": "a released version fails under live traffic",
     "loss_alarm": "predictions have become worse",
     "goal_missed": "a standing goal is missed",
     "major_drift": "the inputs have moved",
@@ -125,11 +127,35 @@ ADVICE = {
 """What a person can do where nothing here does it."""
 
 
+def _shares_cause_with(conn: Connection, spec: ModelSpec, signal: Signal) -> IncidentRow | None:
+    """Another model's data fault in the same column, of the same kind, in the same block: one upstream cause."""
+    seen = _faulty_columns(signal)
+    if not seen:
+        return None
+    for row in store.select(conn, IncidentRow, cause="data_fault", newest_first=True, limit=50):
+        mine = row.body.get("columns")
+        if row.model != spec.model and isinstance(mine, list) and seen & {str(column) for column in mine}:
+            first = row.body.get("part_of")
+            return store.get(conn, IncidentRow, str(first)) if first else row
+    return None
+
+
+def _faulty_columns(signal: Signal) -> set[str]:
+    """`block/kind/column` of every hard finding about a column."""
+    findings = signal.details.get("findings", [])
+    return {f"{signal.block}/{f['kind']}/{f['feature']}" for f in findings if f.get("feature")}
+
+
 def _open(
     crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis, fence: Fence
 ) -> IncidentRow:
     began = change_began(spec, signal.onset, crew.clock.now())
     body: dict[str, Any] = {"size": signal.size, "text": signal.text, "change_from": began.isoformat()}
+    if diagnosis.cause == "data_fault":
+        body["columns"] = sorted(_faulty_columns(signal))
+        first = _shares_cause_with(conn, spec, signal)
+        if first is not None:
+            body["part_of"] = first.id
     fault = fault_body(signal, spec)
     if fault:
         body |= {**fault, "quarantined": []}
@@ -259,6 +285,32 @@ def _keep_diagnosis(crew: Crew, conn: Connection, incident: IncidentRow, diagnos
         details={"for": list(diagnosis.evidence_for), "against": list(diagnosis.evidence_against),
                  "alternatives": dict(diagnosis.alternatives)},
     )  # fmt: skip
+
+
+def learn_from_win(
+    crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, *, z: float, evidence_id: str, fence: Fence
+) -> None:
+    """A won backtest explains an incident that nothing explained so far; joins the caller's transaction."""
+    if incident.cause != "insufficient_evidence":
+        return
+    drift = store.get(conn, DetectorRow, f"{spec.model}/drift")
+    level: dict[str, Any] = dict(drift.state) if drift is not None else {}
+    symptoms = Symptoms(
+        signal=incident.signal, backtest="win", backtest_z=z, drift_level=level.get("level"),
+        drifting_features=tuple(level.get("features", [])),
+    )  # fmt: skip
+    diagnosis = diagnose(symptoms)
+    incident.cause = diagnosis.cause
+    store.put(conn, incident, fence=fence)
+    log.append(
+        conn,
+        IncidentChanged(
+            **crew.stamp(), model=incident.model, incident_id=incident.id, actor='Agent::"monitoring"',
+            summary=f"{incident.title}: {diagnosis.evidence_for[0]}. Diagnosis: {diagnosis.cause.replace('_', ' ')}.",
+            change="rediagnosed", cause=diagnosis.cause, evidence_ids=[evidence_id],
+        ),
+    )  # fmt: skip
+    _keep_diagnosis(crew, conn, incident, diagnosis, fence)
 
 
 def cadence_due(crew: Crew, conn: Connection, spec: ModelSpec) -> bool:

@@ -86,6 +86,11 @@ class World:
         self._specs[spec.model] = spec
         self.state.models[spec.model] = ModelState(spec=spec.model_dump(mode="json"), truth=truth or Truth())
 
+    def amend(self, spec: ModelSpec) -> None:
+        """Replace the spec of a model that is there; a platform built from now on shows the new one."""
+        self.model(spec.model).spec = spec.model_dump(mode="json")
+        self._specs[spec.model] = spec
+
     def model(self, name: str) -> ModelState:
         """Raises `InputError` where the world has no such model."""
         try:

@@ -93,3 +93,55 @@ def test_an_error_of_the_harness_is_told_as_one(monkeypatch: pytest.MonkeyPatch,
     assert not result.passed
     assert result.error.startswith("ValueError at ")
     assert result.gates == {}
+
+
+def test_a_fault_waits_for_its_moment_and_one_that_never_came_fails_the_run() -> None:
+    edit = {"day": 1, "when": "canary", "inject": "edit_route", "weights": {"champion": 100}}
+
+    result = run_job(Job(scenario=scenario(timeline=[edit]), seed=1))
+
+    assert result.gates["happened"] is False
+    assert "waited for canary" in result.why["happened"]
+
+
+def test_a_fault_that_waits_for_the_canary_begins_on_the_morning_after_it_and_lasts_its_days() -> None:
+    turned = {"day": 2, "inject": "concept", "magnitude": 0.8}
+    silent = {"inject": "platform", "method": "metrics.sample", "kind": "no_data", "times": None, "for_days": 2}
+    while_silent = {"after": "platform", "for_days": 2}
+    quiet = scenario(
+        days=26, timeline=[turned, {"day": 2, "when": "canary", **silent}], truth={"cause": ["concept_drift", "stale_model"]},
+        wanted=[{"state": "champion", "version": "newer"}], deadline_days=24,
+        must_not=[{"effect": "promote", **while_silent}],
+    )  # fmt: skip
+
+    result = run_job(Job(scenario=quiet, seed=1))
+
+    assert result.gates["happened"], result.why
+    assert result.gates["must_not"], result.why
+    days = {moment.what.split(" ")[0]: moment.day for moment in reversed(result.timeline)}
+    assert days["platform"] == days["traffic_to_candidate"] + 1
+
+
+def test_the_first_champion_serves_whoever_answers_later_and_whatever_the_crew_may_do() -> None:
+    silent = [{"name": "lead", "roles": ["approver"], "answer": "ignore"}]
+    for autonomy in ({"promote": "approve"}, {"risky": "advise"}):
+        models = [{"name": "churn", "rows_per_day": 120, "history_days": 20, "spec": {**QUICK, "autonomy": autonomy}}]
+
+        result = run_job(Job(scenario=scenario(models=models, people=silent), seed=1))
+
+        assert result.passed, result.why
+
+
+def test_one_upstream_table_under_two_models_is_one_incident() -> None:
+    model = {"rows_per_day": 120, "history_days": 20, "spec": QUICK, "tables": {"crm": ["spend"]}}
+    shared = scenario(
+        days=8, models=[{"name": "churn", **model}, {"name": "upsell", **model}],
+        timeline=[{"day": 2, "inject": "unit", "table": "crm", "magnitude": 1000, "until_day": 3}],
+        truth={"cause": ["data_fault"]},
+        wanted=[{"state": "incident", "count": 1}, {"state": "incident", "model": "upsell", "count": 1}],
+        deadline_days=3,
+    )  # fmt: skip
+
+    result = run_job(Job(scenario=shared, seed=1))
+
+    assert result.passed, result.why

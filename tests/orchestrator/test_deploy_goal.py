@@ -66,6 +66,11 @@ def test_an_approved_bad_version_is_taken_off_by_its_canary_and_never_promoted(s
     assert stage.kinds("promote", "shift_traffic", "rollback", "retire_version") == [
         "promote", "shift_traffic", "rollback", "retire_version",
     ]  # fmt: skip
+    (incident,) = stage.incidents()
+    assert (incident.cause, incident.status) == ("bad_release", "open")
+    stage.days(2)
+    (incident,) = stage.incidents()
+    assert (incident.status, incident.resolution) == ("closed", "rolled_back")
     assert not stage.rows(RunRow, status=["ready", "waiting"])
     stage.check_books()
 
