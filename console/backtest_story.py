@@ -7,10 +7,11 @@ from datetime import datetime, timedelta
 
 from console.backtest_types import Incident, Moment, Question
 from console.chronicle import Records
+from evals.backtest.pipelines import UNTRAINABLE
 from state.decisions import ActionChanged, ActionDecided, AnyDecision, ApprovalChanged, IncidentChanged, Observed
 from state.rows import ActionRow, ApprovalRow
 
-REPEATED = frozenset({"denied", "failed", "question", "backtest", "told"})
+REPEATED = frozenset({"denied", "failed", "would", "question", "backtest", "told"})
 """First words of what may come again and again without anything new in it."""
 
 VERDICTS = {"win": "won", "lose": "lost"}
@@ -61,6 +62,8 @@ def _told(
             yield "major drift", decision.summary
         case ActionDecided(verdict="deny"):
             yield f"denied: {_words(decision.action)}", _why_denied(decision)
+        case ActionChanged(state="failed") if UNTRAINABLE in decision.message:
+            yield f"would have: {_words(decision.action)}", decision.message.partition(": ")[2]
         case ActionChanged(state="failed" | "unknown"):
             yield f"{decision.state}: {_words(decision.action)}", decision.message or decision.summary
         case ActionChanged(state="verified") if decision.action_key in actions:

@@ -28,6 +28,9 @@ from tools.fits import few_threads
 from tools.training import TrainedRecipe, fit_candidates, fit_challenger, holdout_start
 from tools.training_rows import Rows, frame_sha256, labelled_rows, recipe_of
 
+UNTRAINABLE = "nothing can be trained here"
+"""How the failure of a run begins that this history does not allow."""
+
 
 class RecordedPipelines(WorldPipelines):
     world: RecordedWorld
@@ -138,7 +141,7 @@ class RecordedPipelines(WorldPipelines):
 
     def _refuse_training(self) -> None:
         if not self.world.recording.can_train:
-            raise ToolRejected(f"nothing can be trained here: {self.world.recording.why_not}")
+            raise ToolRejected(f"{UNTRAINABLE}: {self.world.recording.why_not}")
 
     def _note_fit(self, began: float) -> None:
         self.n_fits += 1

@@ -93,9 +93,11 @@ def test_a_history_that_allows_no_training_has_no_controls(turned: History, tmp_
     only = turned.predictions.select("request_id", "event_time", "score")
     bare = History(spec=turned.spec, predictions=only, labels=turned.labels)
 
-    found = backtest(files(bare, tmp_path, n_days=4))
+    found = backtest(files(bare, tmp_path, n_days=16))
 
     assert not found.trains
+    [wanted] = [moment for moment in found.timeline if moment.what == "would have: backtest recipe"]
+    assert wanted.why.startswith("nothing can be trained here")
     assert found.metric.always is None and found.metric.classic is None
     assert found.metric.served == found.metric.never
     assert [row[4] for row in way_rows(found)][2:] == ["nothing can be trained here"] * 2
