@@ -292,7 +292,8 @@ def _incident(conn: Connection, row: IncidentRow) -> dict[str, Any]:
     actions = store.select(conn, ActionRow, subject_id=row.id, order="log_index")
     return {
         "id": row.id, "model": row.model, "status": row.status, "cause": row.cause, "signal": row.signal,
-        "title": row.title, "what": row.body.get("text"), "opened_at": row.opened_at.isoformat(),
+        "title": row.title, "what": row.body.get("text"), "part_of": row.body.get("part_of"),
+        "opened_at": row.opened_at.isoformat(),
         "closed_at": row.closed_at.isoformat() if row.closed_at else None, "resolution": row.resolution,
         "days": row.body.get("days"), "quarantined": row.body.get("quarantined"),
         "diagnoses": [
