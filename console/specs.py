@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from state.canonical import sha256_hex
@@ -13,6 +14,8 @@ from tools.datastore import RESERVED_COLUMNS
 from tools.yaml_documents import Document, Kind, read_document
 
 _SPEC = Kind(name="model spec", first_line="model: <name>", written_by="steady init FILE")
+STEP, CRITICAL_STEP = 50, 25
+"""Percentage points of `step-size` and `step-size-critical` in `policies/rollout.cedar`."""
 _NOT_YET = {
     "data": {"query": "rows from a SQL query are not read yet; export them to parquet files (data.kind: files)"},
     "training": {
@@ -33,7 +36,7 @@ class LoadedSpec:
     sha256: str
     """Digest of the file's bytes."""
     notes: tuple[str, ...]
-    """Parts that are valid and not served yet, in plain sentences."""
+    """What is valid and does not work as written: parts that are not served yet, steps that policy denies."""
 
 
 def load_spec(path: Path) -> LoadedSpec:
@@ -68,7 +71,20 @@ def _refuse_reserved(path: Path, document: Document[ModelSpec]) -> None:
             )
 
 
+def _step_notes(spec: ModelSpec) -> Iterator[str]:
+    """Steps that the shipped policy denies: the rollout would wait at the one before for ever."""
+    largest = CRITICAL_STEP if spec.tier == "critical" else STEP
+    shares = [0, *spec.rollout.steps, spec.rollout.ab_test.percent]
+    for before, after in pairwise(shares):
+        if after - before > largest:
+            yield (
+                f"rollout: from {before} to {after} % is more than the {largest} points that the shipped policy allows in one "
+                f"step on a model of tier {spec.tier}; add a step to rollout.steps, or the rollout waits there"
+            )
+
+
 def _notes(spec: ModelSpec) -> Iterator[str]:
+    yield from _step_notes(spec)
     for part, kinds in _NOT_YET.items():
         kind = getattr(spec, part).kind
         if kind in kinds:

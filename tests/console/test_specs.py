@@ -123,3 +123,12 @@ def test_kinds_that_are_not_served_yet_pass_with_a_note(tmp_path: Path) -> None:
 
 def test_a_deeply_nested_file_ends_in_an_error_of_ours(tmp_path: Path) -> None:
     assert "churn.yaml" in refused(tmp_path, "a: " + "[" * 1_500).message
+
+
+def test_steps_that_the_shipped_policy_denies_are_noted_before_a_rollout_waits_at_them(tmp_path: Path) -> None:
+    steps = GOOD + "rollout: {steps: [5, 20]}\n"
+
+    assert load_spec(write(tmp_path, steps)).notes == ()
+    (note,) = load_spec(write(tmp_path, steps + "tier: critical\n")).notes
+    assert "from 20 to 50 %" in note
+    assert "25 points" in note
