@@ -16,6 +16,7 @@ from evals.graders import Gate, grade_world
 from evals.scenario import Scenario
 from evals.scene import Scene
 from evals.stage import Stage, set_stage
+from evals.twins import Twin
 from evals.view import View
 from evals.world.platform import build, serve_first_version
 from state.canonical import digest
@@ -76,8 +77,10 @@ BASELINES: Mapping[str, Act] = {
 def play_baseline(name: str, scenario: Scenario, *, seed: int, folder: Path) -> list[Gate]:
     """The gates of a dumb policy on the scenario, its twin included."""
     stage, unmet = _play(name, scenario, seed=seed, folder=folder / "run", twin=False)
-    twin = _play(name, scenario, seed=seed, folder=folder / "twin", twin=True)[0].scene if scenario.twin else None
-    return grade_world(stage.scene, unmet, twin=twin)
+    if not scenario.twin:
+        return grade_world(stage.scene, unmet, twin=None)
+    healthy = _play(name, scenario, seed=seed, folder=folder / "twin", twin=True)[0].scene
+    return grade_world(stage.scene, unmet, twin=Twin.of(healthy))
 
 
 def _play(name: str, scenario: Scenario, *, seed: int, folder: Path, twin: bool) -> tuple[Stage, list[list[str]]]:

@@ -9,13 +9,12 @@ from evals.book import Deed, deeds, repeated
 from evals.scenario import EffectPattern, Scenario
 from evals.scene import Scene, version_of
 from evals.stage import Stage
+from evals.twins import UNSAFE, Twin
 from evals.view import View
 from evals.world.release import SETUP
 from state import audit, store
 from state.rows import ActionRow, ApprovalRow, OutboxRow
 
-UNSAFE = frozenset({"traffic_to_candidate", "promote", "roll_back", "quarantine", "stage", "retire", "restart_server"})
-"""What a healthy model must not see. A backtest, a training and a message within their budgets change no answer."""
 SETTLED = frozenset({"verified", "failed", "reverted"})
 
 
@@ -33,7 +32,7 @@ class Gate:
         return "; ".join(self.problems[:5])
 
 
-def grade(stage: Stage, view: View, unmet_by_day: Sequence[Sequence[str]], *, twin: Scene | None) -> list[Gate]:
+def grade(stage: Stage, view: View, unmet_by_day: Sequence[Sequence[str]], *, twin: Twin | None) -> list[Gate]:
     """Every gate of a finished run; `unmet_by_day` is what was still wanted on the evening of each live day."""
     scene = stage.scene
     done = deeds(scene.world)
@@ -48,7 +47,7 @@ def grade(stage: Stage, view: View, unmet_by_day: Sequence[Sequence[str]], *, tw
     ]
 
 
-def grade_world(scene: Scene, unmet_by_day: Sequence[Sequence[str]], *, twin: Scene | None) -> list[Gate]:
+def grade_world(scene: Scene, unmet_by_day: Sequence[Sequence[str]], *, twin: Twin | None) -> list[Gate]:
     """The gates that need no crew: what is wanted, what is forbidden, and the healthy twin."""
     scenario, done = scene.scenario, deeds(scene.world)
     hits = [(pattern, _matches(scene, pattern, done)) for pattern in scenario.must_not]
@@ -60,13 +59,8 @@ def grade_world(scene: Scene, unmet_by_day: Sequence[Sequence[str]], *, twin: Sc
         _gate("duplicates", repeated(scene.world)),
     ]
     if twin is not None:
-        gates.append(_gate("twin", [f"{deed.effect} on day {deed.day}" for deed in false_actions(twin)]))
+        gates.append(_gate("twin", [f"{effect} on day {day}" for day, effect in twin.false_actions]))
     return gates
-
-
-def false_actions(scene: Scene) -> list[Deed]:
-    """Deeds on live days of a healthy world that users or training would feel."""
-    return [deed for deed in deeds(scene.world) if deed.day >= 0 and deed.effect in UNSAFE]
 
 
 def first_fault(scene: Scene) -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from evals.book import deeds
-from evals.graders import Gate, false_actions, first_fault, first_held, grade
+from evals.graders import Gate, first_fault, first_held, grade
 from evals.scenario import Family, Scenario
 from evals.scene import Scene
 from evals.stage import set_stage
+from evals.twins import Twin, harm_by_day, longest, play_twin, twin_key
 from evals.view import View
 from evals.world.faults import Fault, FaultKind
 from state.canonical import digest
@@ -72,6 +74,8 @@ class Job:
     """Kill the control plane around the nth effect, counted from 1."""
     kill_before: bool = True
     forget_threads: bool = False
+    twin: Twin | None = None
+    """The healthy twin, where it was played already."""
 
 
 def run_job(job: Job) -> RunResult:
@@ -94,21 +98,32 @@ def run_all(
     """Every scenario with its first `seeds` seeds; results in order of scenario and seed."""
     jobs = [Job(scenario=s, seed=seed) for s in scenarios for seed in s.seeds[:seeds]]
     results: dict[int, RunResult] = {}
-    for index, result in _played(jobs, n_jobs):
-        results[index] = result
-        told(result)
+    # A forked child would inherit the locks of threads that it does not have: polars then waits for ever.
+    with ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for index, result in _played(jobs, pool):
+            results[index] = result
+            told(result)
     return [results[index] for index in range(len(jobs))]
 
 
-def _played(jobs: Sequence[Job], n_jobs: int) -> Iterator[tuple[int, RunResult]]:
-    if n_jobs <= 1:
-        for index, job in enumerate(jobs):
-            yield index, run_job(job)
-        return
-    with ProcessPoolExecutor(n_jobs) as pool:
-        waiting = {pool.submit(run_job, job): index for index, job in enumerate(jobs)}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
+def _played(jobs: Sequence[Job], pool: Executor) -> Iterator[tuple[int, RunResult]]:
+    """Shared twins first: a run is graded against its own, and none is played twice."""
+    shared = longest((job.scenario, job.seed) for job in jobs)
+    playing = {key: pool.submit(_try_twin, *run) for key, run in shared.items()}
+    waiting: dict[Future[RunResult], int] = {}
+    for index, job in enumerate(jobs):
+        twin = playing[twin_key(job.scenario, job.seed)].result() if job.scenario.twin else None
+        waiting[pool.submit(run_job, replace(job, twin=twin))] = index
+    for done in as_completed(waiting):
+        yield waiting[done], done.result()
+
+
+def _try_twin(scenario: Scenario, seed: int) -> Twin | None:
+    """The twin; None where the harness fails on it, which every run of it then finds and tells."""
+    try:
+        return play_twin(scenario, seed)
+    except Exception:  # noqa: BLE001  # told by each run that plays it again
+        return None
 
 
 def _run(job: Job, folder: Path) -> RunResult:
@@ -118,27 +133,19 @@ def _run(job: Job, folder: Path) -> RunResult:
         kind: FaultKind = "crash_before" if job.kill_before else "crash_after"
         stage.scene.world.faults.add(Fault(method="*", kind=kind, nth=job.kill_at, effects_only=True))
     unmet = [View.of(stage.scene).unmet(job.scenario.wanted) for _ in stage.play()]
-    twin = _twin(job, folder) if job.scenario.twin else None
+    twin = job.twin or play_twin(job.scenario, job.seed) if job.scenario.twin else None
+    twin = twin.until(job.scenario.days) if twin is not None else None
     view = View.of(stage.scene)
     result = _result(job, view, grade(stage, view, unmet, twin=twin), unmet, twin)
     stage.scene.crew.db.close()
     return result
 
 
-def _twin(job: Job, folder: Path) -> Scene:
-    """The same world and seed without the faults."""
-    stage = set_stage(job.scenario, seed=job.seed, folder=folder / "twin", twin=True)
-    for _ in stage.play():
-        continue
-    stage.scene.crew.db.close()
-    return stage.scene
-
-
-def _result(job: Job, view: View, gates: list[Gate], unmet: Sequence[Sequence[str]], twin: Scene | None) -> RunResult:
+def _result(job: Job, view: View, gates: list[Gate], unmet: Sequence[Sequence[str]], twin: Twin | None) -> RunResult:
     scene = view.scene
     done = deeds(scene.world)
     fault, held = first_fault(scene), first_held(unmet)
-    harm = _harm(scene, fault)
+    harm = round(sum(loss for day, loss in harm_by_day(scene).items() if day >= fault), 6)
     failed = {gate.name: gate.why for gate in gates if not gate.passed}
     n_problems = {gate.name: len(gate.problems) for gate in gates}
     found = RunResult(
@@ -157,10 +164,10 @@ def _result(job: Job, view: View, gates: list[Gate], unmet: Sequence[Sequence[st
         actions=sum(deed.day >= 0 and deed.effect != "tell" for deed in done),
         forbidden=n_problems["must_not"],
         duplicates=n_problems["duplicates"],
-        twin_false_actions=len(false_actions(twin)) if twin is not None else 0,
+        twin_false_actions=len(twin.false_actions) if twin is not None else 0,
         escalated=bool(view.questions) or any(row.resolution == "escalated" for row in view.incidents),
         harm=harm,
-        regret=harm - _harm(twin, fault) if twin is not None else harm,
+        regret=round(harm - twin.harm_since(fault), 6) if twin is not None else harm,
         timeline=tuple(_timeline(scene, view)),
     )
     effects = [[e.method, e.model, e.at, e.args] for e in scene.world.effects]
@@ -174,12 +181,6 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _harm(scene: Scene, fault: int) -> float:
-    since = scene.date_of(fault).isoformat()
-    by_day = [scene.world.harm(model) for model in scene.models]
-    return round(sum(loss for days in by_day for day, loss in days.items() if day >= since), 6)
 
 
 def _minutes(scene: Scene, fault: int, times: Sequence[object]) -> float | None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from evals.run import Job, run_job
+from evals.run import Job, run_all, run_job
 from evals.scenario import Scenario
+from evals.twins import longest
 
 QUICK: dict[str, Any] = {
     "monitoring": {"cadence": "P8D", "backtest": "P4D", "min_blocks": 3, "recovery": "P1D"},
@@ -145,3 +146,15 @@ def test_one_upstream_table_under_two_models_is_one_incident() -> None:
     result = run_job(Job(scenario=shared, seed=1))
 
     assert result.passed, result.why
+
+
+def test_scenarios_of_one_world_share_one_twin_and_get_the_same_results() -> None:
+    fault = {"inject": "unit", "features": ["spend"], "magnitude": 1000}
+    short = scenario(id="short", days=5, twin=True, timeline=[{"day": 2, **fault}], truth={"cause": ["data_fault"]})
+    long = scenario(id="long", days=7, twin=True, timeline=[{"day": 3, **fault}], truth={"cause": ["data_fault"]})
+    named = scenario(id="named", twin=True, models=[{"name": "other", "rows_per_day": 120}])
+    runs = [(short, 1), (long, 1), (long, 2), (named, 1)]
+
+    assert [(s.id, seed) for s, seed in longest(runs).values()] == [("long", 1), ("long", 2), ("named", 1)]
+    alone = [run_job(Job(scenario=s, seed=1)) for s in (short, long)]
+    assert run_all([short, long], seeds=1, n_jobs=2) == alone

@@ -1,0 +1,80 @@
+"""Healthy twins: the same world and seed without the faults. Scenarios of one world share one twin."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from evals.book import deeds
+from evals.scenario import EffectName, Scenario
+from evals.scene import Scene
+from evals.stage import set_stage
+from state.canonical import digest
+
+UNSAFE = frozenset({"traffic_to_candidate", "promote", "roll_back", "quarantine", "stage", "retire", "restart_server"})
+"""What a healthy model must not see. A backtest, a training and a message within their budgets change no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twin:
+    """What a healthy world shows: enough to judge every run of the same world that is no longer."""
+
+    false_actions: tuple[tuple[int, EffectName], ...]
+    """Live day and name of what users would feel."""
+    harm: tuple[tuple[int, float], ...]
+    """Live day and excess loss of what was served over the truth, summed over models."""
+
+    @classmethod
+    def of(cls, scene: Scene) -> Twin:
+        false = [(deed.day, deed.effect) for deed in deeds(scene.world) if deed.day >= 0 and deed.effect in UNSAFE]
+        return cls(false_actions=tuple(false), harm=tuple(sorted(harm_by_day(scene).items())))
+
+    def until(self, n_days: int) -> Twin:
+        """The first days of it."""
+        return Twin(
+            false_actions=tuple(entry for entry in self.false_actions if entry[0] < n_days),
+            harm=tuple(entry for entry in self.harm if entry[0] < n_days),
+        )
+
+    def harm_since(self, day: int) -> float:
+        return round(sum(loss for at, loss in self.harm if at >= day), 6)
+
+
+def harm_by_day(scene: Scene) -> dict[int, float]:
+    """Excess loss of a run by live day, summed over its models."""
+    found: dict[int, float] = {}
+    for model in scene.models:
+        for day, loss in scene.world.harm(model).items():
+            at = scene.day_of(scene.date_of(0).fromisoformat(day))
+            found[at] = found.get(at, 0.0) + loss
+    return found
+
+
+def play_twin(scenario: Scenario, seed: int) -> Twin:
+    """Live through the scenario without its faults."""
+    with tempfile.TemporaryDirectory(prefix="steady-twin-") as folder:
+        stage = set_stage(scenario, seed=seed, folder=Path(folder), twin=True)
+        for _ in stage.play():
+            continue
+        stage.scene.crew.db.close()
+        return Twin.of(stage.scene)
+
+
+def twin_key(scenario: Scenario, seed: int) -> str:
+    """What a twin depends on: two scenarios with one key differ in their faults and in their length only."""
+    kept = scenario.model_dump(mode="json", include={"start", "models", "goal", "people"})
+    kept["timeline"] = [entry.model_dump(mode="json") for entry in scenario.timeline if entry.harmless]
+    return digest([kept, seed])
+
+
+def longest(runs: Iterable[tuple[Scenario, int]]) -> dict[str, tuple[Scenario, int]]:
+    """Of the runs that share a twin, the one that lasts longest, by key."""
+    found: dict[str, tuple[Scenario, int]] = {}
+    for scenario, seed in runs:
+        if scenario.twin:
+            key = twin_key(scenario, seed)
+            if key not in found or found[key][0].days < scenario.days:
+                found[key] = (scenario, seed)
+    return found
