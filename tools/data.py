@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 
 from state.clock import utc
-from state.errors import InputError
 from tools.datastore import Manifest, day_files, days_between, read_day, read_manifest, require_manifest, schema_of
 from tools.outcomes import available_labels, captured_rows
 
@@ -75,17 +74,10 @@ def traffic(
 
     Raises:
         ToolUnavailable: nothing was imported yet.
-        InputError: the window holds no rows.
     """
     manifest = require_manifest(root, model)
     files = day_files(root, "replay", model)
     start, end = utc(start), utc(end)
-    if not days_between(list(files), start, end):
-        known = f"the rows run from {min(files)} to {max(files)}" if files else "every row is history"
-        raise InputError(
-            f"{model}: nothing to replay between {start.isoformat()} and {end.isoformat()}; {known}",
-            remedy="Choose a window inside it, or import with an earlier end of the history",
-        )
     while start < end:
         stop = min(start + block, end)
         near = [files[day] for day in days_between(list(files), start, stop)]

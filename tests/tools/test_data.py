@@ -361,11 +361,16 @@ def test_history_that_would_be_empty_is_refused(tmp_path: Path) -> None:
         import_files(tmp_path / "ws", spec("rows.parquet"), tmp_path, start=START + timedelta(days=99))
 
 
-def test_window_without_traffic_is_refused_with_the_known_days(tmp_path: Path) -> None:
-    frame().write_parquet(tmp_path / "rows.parquet")
+def test_a_window_without_rows_is_one_empty_block_after_another(tmp_path: Path) -> None:
+    """Labels of monthly rows are released over windows that lie between two months."""
+    gap = ~pl.col("when").dt.day().is_in([13, 14])
+    frame().filter(gap).write_parquet(tmp_path / "rows.parquet")
     import_files(tmp_path / "ws", spec("rows.parquet"), tmp_path, until=START + timedelta(days=10))
-    with pytest.raises(InputError, match="the rows run from 2026-01-11 to 2026-01-20"):
-        next(traffic(tmp_path / "ws", "churn", start=START, end=START + timedelta(days=10)))
+
+    blocks = list(traffic(tmp_path / "ws", "churn", start=START + timedelta(days=12), end=START + timedelta(days=14)))
+
+    assert [block.rows.height for block in blocks] == [0, 0]
+    assert "label" in blocks[0].rows.columns
 
 
 def test_traffic_keeps_the_empty_blocks_of_a_gap(tmp_path: Path) -> None:
