@@ -90,7 +90,7 @@ def column_names(source: SourceFile) -> list[str]:
     """The columns of `source`, in order.
 
     Raises:
-        InputError: the file is empty, not what its ending says, or names a column twice.
+        InputError: the file is empty, not what its ending says, or names a column twice or not at all.
     """
     if source.is_parquet:
         try:
@@ -179,6 +179,14 @@ def _header(source: SourceFile) -> list[str]:
         raise InputError(f"{source.path} does not read as text: {exc}", remedy="Write it as UTF-8 CSV") from exc
     if not line:
         raise InputError(f"{source.path} is empty", remedy="The first line must name the columns")
+    if any("\0" in name for name in line):
+        raise InputError(f"{source.path} holds NUL bytes: it is no text", remedy="Write it as UTF-8 CSV")
+    if "" in line:
+        # pandas writes its index like this unless it is told not to.
+        raise InputError(
+            f"{source.path}: column {line.index('') + 1} of the first line has no name",
+            remedy="Name it, or leave it out (in pandas: to_csv(..., index=False))",
+        )
     return line
 
 

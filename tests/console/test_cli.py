@@ -283,6 +283,8 @@ def test_what_cannot_be_done_is_said_in_one_message(
     pytest.param("a.csv", b"text\n" + b"word\n" * 300, id="no-time-and-no-label"),
     pytest.param("a.xlsx", b"PK\x03\x04", id="another-format"),
     pytest.param("a.csv", b'a,b\n"open quote,1\n' * 50, id="broken-quotes"),
+    pytest.param("a.csv", b"when,amo\0unt,bad\n" + b"2020-01-01,1,0\n" * 50, id="a-nul-byte-in-a-name"),
+    pytest.param("a.csv", b",when,bad\n" + b"1,2020-01-01,0\n" * 50, id="an-unnamed-column"),
 ])  # fmt: skip
 def test_init_on_a_file_that_holds_no_rows_names_it(steady: Steady, name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
