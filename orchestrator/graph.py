@@ -299,7 +299,7 @@ def _learn(desk: Desk, state: AdvanceState, situation: Situation, move: Learned)
         )  # fmt: skip
         if run.subject_kind == "goal" and move.facts.get("canary_failed") and move.verdict in ("failed", "worse"):
             # A version that a person asked for does harm; within an incident the failure is part of its story.
-            harm = Signal(name="canary_failed", text=move.summary, evidence_ids=[evidence_id])
+            harm = Signal(name="canary_failed", text=move.summary.rstrip("."), evidence_ids=[evidence_id])
             take_in(desk.crew, conn, desk.spec, harm, desk.fence)
     desk.crew.say(agent, move.summary)
 
