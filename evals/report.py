@@ -11,6 +11,7 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import JsonValue
 
+from evals.crash import CrashReport
 from evals.run import RunResult
 from state.canonical import digest
 from state.errors import InputError
@@ -83,9 +84,15 @@ def _verdict(runs: list[RunResult]) -> Verdict:
     )
 
 
-def as_json(found: Sequence[Verdict]) -> dict[str, JsonValue]:
+def as_json(found: Sequence[Verdict], *, crashes: Sequence[CrashReport] = ()) -> dict[str, JsonValue]:
     """The document of `steady eval run --json`."""
-    return {"scenarios": [msgspec.to_builtins(asdict(verdict)) for verdict in found], "families": families(found)}
+    document: dict[str, JsonValue] = {
+        "scenarios": [msgspec.to_builtins(asdict(verdict)) for verdict in found],
+        "families": families(found),
+    }
+    if crashes:
+        document["crash"] = [msgspec.to_builtins(asdict(report)) for report in crashes]
+    return document
 
 
 def families(found: Sequence[Verdict]) -> dict[str, JsonValue]:
@@ -106,7 +113,7 @@ def families(found: Sequence[Verdict]) -> dict[str, JsonValue]:
     return told
 
 
-def write_page(found: Sequence[Verdict], path: Path) -> None:
+def write_page(found: Sequence[Verdict], path: Path, *, crashes: Sequence[CrashReport] = ()) -> None:
     """Write the HTML report to `path`: one static file without an outside asset.
 
     Raises:
@@ -114,7 +121,9 @@ def write_page(found: Sequence[Verdict], path: Path) -> None:
     """
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    page = environment.get_template("suite.html.j2").render(verdicts=found, families=families(found))
+    page = environment.get_template("suite.html.j2").render(
+        verdicts=found, families=families(found), crashes={report.id: report for report in crashes}
+    )
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as exc:

@@ -80,9 +80,13 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="The first so many seeds of each; default: all.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = os.cpu_count() or 1,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    crash: Annotated[
+        bool, typer.Option("--crash", help="First seed only, and again with a kill around each effect; slow.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run scenarios with their healthy twins and grade them; exit code 1 where any fails."""
+    from evals.crash import check_crashes
     from evals.loading import SCENARIOS, load_all
     from evals.report import as_json, verdicts, write_page
     from evals.run import run_all
@@ -91,11 +95,13 @@ def run(
     scenarios = [s for _, s in load_all(files or [SCENARIOS]) if family in (None, s.family)]
     if not scenarios:
         raise InputError(f"no scenario of family {family!r}", remedy="Leave --family out to see what there is")
-    found = verdicts(run_all(scenarios, seeds=seeds, n_jobs=jobs, told=_tell))
+    results = run_all(scenarios, seeds=1 if crash else seeds, n_jobs=jobs, told=_tell)
+    results, crashes = check_crashes(scenarios, results, n_jobs=jobs) if crash else (results, [])
+    found = verdicts(results)
     if html is not None:
-        write_page(found, html)
+        write_page(found, html, crashes=crashes)
     if json:
-        print_json(as_json(found))
+        print_json(as_json(found, crashes=crashes))
     else:
         _print(found)
     if not all(verdict.passed for verdict in found):

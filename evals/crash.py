@@ -1,0 +1,250 @@
+"""Crash mode: a scenario played again with the control plane killed around each of its effects has to end the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+from pydantic import JsonValue
+
+from evals.book import deeds, repeated
+from evals.run import RunResult
+from evals.scenario import Scenario
+from evals.scene import Scene
+from evals.stage import Stage, set_stage
+from evals.view import View
+from evals.world.faults import Fault, Faults
+
+GATE = "crash"
+Ending: TypeAlias = dict[str, JsonValue]
+_NEVER = 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crash:
+    """What is done to the control plane in one more run of a scenario."""
+
+    kind: Literal["none", "before", "after", "forget"]
+    """`before` and `after`: killed around the nth effect; `forget`: all rows of LangGraph go before every tick."""
+    nth: int = 0
+    method: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "forget":
+            return "with every LangGraph row deleted before every tick"
+        return f"killed {self.kind} effect {self.nth} ({self.method})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    ending: Ending
+    methods: tuple[str, ...]
+    """The calls that change the world, in order."""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashReport:
+    """One scenario and seed under every crash."""
+
+    id: str
+    seed: int
+    n_effects: int
+    n_runs: int
+    """Crashed runs; the one without a crash that they are compared with is not among them."""
+    problems: tuple[str, ...]
+    """One a crashed run that ended otherwise: the moment and what differs."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Kill(Fault):
+    """Hits once, and lets the faults of the scenario count the call once although it is made twice."""
+
+    world: Faults
+
+    def hits(self, method: str, *, effect: bool, model: str | None) -> bool:
+        # A class with slots that dataclass makes anew: `super()` without arguments names the old one.
+        hit = Fault.hits(self, method, effect=effect, model=model)
+        if hit and self.kind == "crash_before":
+            for other in self.world.active:
+                if other is not self and _counts(other, method, model):
+                    other.n_matched -= 1
+        return hit
+
+
+def _counts(fault: Fault, method: str, model: str | None) -> bool:
+    """Whether the fault counts this call, which changes the world. Kinds that the method asks for count inside it."""
+    asked_inside = fault.kind in ("slow", "fails", "not_applied")
+    return not asked_inside and fnmatchcase(method, fault.method) and fault.model in (None, model)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Listener(Fault):
+    """Hits nothing and remembers the calls that change the world."""
+
+    heard: list[str] = field(default_factory=list)
+
+    def hits(self, method: str, *, effect: bool, model: str | None) -> bool:
+        if effect:
+            self.heard.append(f"{method} of {model}" if model else method)
+        return False
+
+
+def check_crashes(
+    scenarios: Sequence[Scenario], results: Sequence[RunResult], *, n_jobs: int
+) -> tuple[list[RunResult], list[CrashReport]]:
+    """The results with the gate `crash`, and what each scenario was put through, with the seed of its first result.
+
+    A run that the harness could not play is left as it is; a scenario without any effect is not crashed.
+    """
+    first = {result.id: result for result in reversed(results) if not result.error}
+    reports: list[CrashReport] = []
+    # A forked child would inherit the locks of threads that it does not have.
+    with ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for scenario in scenarios:
+            if scenario.id in first:
+                reports.append(crash_scenario(scenario, first[scenario.id].seed, pool))
+    return [_graded(result, reports) for result in results], reports
+
+
+def crash_scenario(scenario: Scenario, seed: int, pool: Executor) -> CrashReport:
+    """Play the scenario once in peace and once for each crash; say which ended otherwise."""
+    calm = pool.submit(play, scenario, seed, Crash(kind="none")).result()
+    crashes = list(_crashes(calm))
+    ended = list(pool.map(play, [scenario] * len(crashes), [seed] * len(crashes), crashes))
+    problems = [(calm.error and f"in peace: {calm.error}")] + [
+        f"{crash}: {why}" for crash, run in zip(crashes, ended, strict=True) if (why := _why(calm, run))
+    ]
+    told = tuple(problem for problem in problems if problem)
+    n_effects = len(calm.methods)
+    return CrashReport(id=scenario.id, seed=seed, n_effects=n_effects, n_runs=len(crashes), problems=told)
+
+
+def play(scenario: Scenario, seed: int, crash: Crash) -> Played:
+    """The end of one run; an exception of the harness or of the crew is told as one."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="steady-crash-") as folder:
+            return _play(set_stage(scenario, seed=seed, folder=Path(folder) / "run"), crash)
+    except BaseException as exc:
+        if isinstance(exc, KeyboardInterrupt | SystemExit):
+            raise
+        place = traceback.extract_tb(exc.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return Played(ending={}, methods=(), error=f"{type(exc).__name__} at {where}: {exc}")
+
+
+def _play(stage: Stage, crash: Crash) -> Played:
+    faults = stage.scene.world.faults
+    listener = _Listener(method="*", kind="outage", nth=_NEVER)
+    faults.add(listener)
+    if crash.kind == "before":
+        faults.active.insert(0, _Kill(method="*", kind="crash_before", nth=crash.nth, effects_only=True, world=faults))
+    elif crash.kind == "after":
+        faults.active.insert(0, _Kill(method="*", kind="crash_after", nth=crash.nth, effects_only=True, world=faults))
+    stage.forget_threads = crash.kind == "forget"
+    for _ in stage.play():
+        continue
+    if crash.kind in ("before", "after") and stage.n_restarts == 0:
+        return Played(ending={}, methods=(), error="the kill never came")
+    played = Played(ending=ending(stage), methods=tuple(listener.heard))
+    stage.scene.crew.db.close()
+    return played
+
+
+def ending(stage: Stage) -> Ending:
+    """What has to be the same however the run came to it. Ids, keys and the order within a day may differ."""
+    scene = stage.scene
+    view = View.of(scene)
+    found: Ending = {f"world of {model}": _world(scene, model) for model in scene.models}
+    found["incidents"] = _sorted(
+        [row.model, row.cause, row.status, row.resolution, row.opened_at.date().isoformat()] for row in view.incidents
+    )
+    found["diagnoses"] = _sorted({(row.model, row.cause) for row in view.diagnoses})
+    found["questions"] = _sorted([row.model, row.action, row.status] for row in view.questions)
+    found["rollouts"] = _sorted([row.model, row.status] for row in view.rollouts)
+    found["effects"] = _sorted([deed.day, deed.model, deed.effect, deed.version] for deed in deeds(scene.world))
+    found["effects done twice"] = _sorted([text] for text in repeated(scene.world))
+    found["days that did not settle"] = list[JsonValue](stage.stuck_days)
+    return found
+
+
+def _world(scene: Scene, model: str) -> JsonValue:
+    state = scene.world.model(model)
+    return {
+        "aliases": dict[str, JsonValue](state.aliases),
+        "versions": [version.version for version in state.versions],
+        "weights": dict[str, JsonValue](state.route.weights) if state.route is not None else None,
+        "applied": dict[str, JsonValue](state.route.applied) if state.route is not None else None,
+        "quarantined": list[JsonValue](sorted(state.quarantined)),
+    }
+
+
+def _sorted(rows: Iterable[Iterable[object]]) -> JsonValue:
+    plain: list[list[JsonValue]] = msgspec.to_builtins([list(row) for row in rows])
+    plain.sort(key=lambda row: [str(cell) for cell in row])
+    return list[JsonValue](plain)
+
+
+def _crashes(calm: Played) -> Iterator[Crash]:
+    for nth, method in enumerate(calm.methods, start=1):
+        yield Crash(kind="before", nth=nth, method=method)
+        yield Crash(kind="after", nth=nth, method=method)
+    if calm.methods:
+        yield Crash(kind="forget")
+
+
+def _why(calm: Played, run: Played) -> str:
+    return run.error or "; ".join(differences(calm.ending, run.ending))
+
+
+def differences(calm: Mapping[str, JsonValue], crashed: Mapping[str, JsonValue]) -> list[str]:
+    """Every part of the end that differs, with what is there only in peace and only after the crash."""
+    told = []
+    for part in calm:
+        before, after = calm[part], crashed[part]
+        if before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            told += [
+                f"{part}: {name} {after[name]}, not {before[name]}" for name in before if before[name] != after[name]
+            ]
+        elif isinstance(before, list) and isinstance(after, list):
+            lost, more = _minus(before, after), _minus(after, before)
+            told.append(
+                f"{part}:" + "".join(f" missing {_row(r)}" for r in lost) + "".join(f" added {_row(r)}" for r in more)
+            )
+    return told
+
+
+def _minus(left: list[JsonValue], right: list[JsonValue]) -> list[JsonValue]:
+    kept = list(right)
+    found = []
+    for row in left:
+        if row in kept:
+            kept.remove(row)
+        else:
+            found.append(row)
+    return found
+
+
+def _row(row: JsonValue) -> str:
+    return "(" + " ".join(str(cell) for cell in row) + ")" if isinstance(row, list) else str(row)
+
+
+def _graded(result: RunResult, reports: Sequence[CrashReport]) -> RunResult:
+    mine = next((r for r in reports if (r.id, r.seed) == (result.id, result.seed)), None)
+    if mine is None:
+        return result
+    gates = {**result.gates, GATE: not mine.problems}
+    if not mine.problems:
+        return replace(result, gates=gates)
+    why = f"{len(mine.problems)} of {mine.n_runs} crashed runs ended otherwise; " + "; ".join(mine.problems[:3])
+    return replace(result, passed=False, gates=gates, why={**result.why, GATE: why})

@@ -1,0 +1,107 @@
+"""Crash mode: what ends otherwise after a kill fails the scenario, and says where."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from evals import crash
+from evals.crash import Crash, CrashReport, Ending, crash_scenario, differences, play
+from evals.report import as_json, verdicts
+from evals.run import RunResult
+from evals.scenario import Scenario
+from evals.stage import Stage
+from evals.world.faults import Fault, Faults, Killed, port_call
+from evals.world.world import World
+from tests.evals.test_run import QUICK
+
+TINY = Scenario.model_validate({
+    "id": "tiny", "title": "tiny", "family": "adversarial", "difficulty": "easy", "days": 1,
+    "models": [{"name": "churn", "rows_per_day": 60, "history_days": 12, "spec": QUICK}],
+    "truth": {"cause": []}, "wanted": [{"state": "incident", "count": 0}], "deadline_days": 0, "twin": False,
+})  # fmt: skip
+
+
+def result(**changes: object) -> RunResult:
+    known = {"id": "tiny", "family": "adversarial", "difficulty": "easy", "seed": 1, "passed": True}
+    return RunResult(**{**known, **changes})  # type: ignore[arg-type]
+
+
+def test_every_effect_is_killed_before_and_after_and_a_sound_crew_ends_the_same() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        report = crash_scenario(TINY, 1, pool)
+
+    assert report.n_effects >= 1
+    assert report.n_runs == 2 * report.n_effects + 1
+    assert report.problems == ()
+
+
+def test_what_a_kill_changes_of_the_end_is_named_with_the_effect_and_the_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forgetful(stage: Stage) -> None:
+        restart(stage)
+        stage.scene.world.model("churn").quarantined.append("2026-03-02")
+
+    restart = Stage.restart
+    monkeypatch.setattr(Stage, "restart", forgetful)
+    monkeypatch.setattr(crash, "_crashes", lambda calm: iter([Crash(kind="after", nth=1, method=calm.methods[0])]))
+    with ThreadPoolExecutor(1) as pool:
+        report = crash_scenario(TINY, 1, pool)
+
+    assert report.problems == (
+        "killed after effect 1 (pipelines.submit of churn): "
+        "world of churn: quarantined ['2026-03-02'], not []",
+    )  # fmt: skip
+
+
+def test_a_kill_that_never_comes_is_a_problem_and_no_pass() -> None:
+    assert play(TINY, 1, Crash(kind="before", nth=999)).error == "the kill never came"
+
+
+def test_missing_and_added_rows_are_told_apart() -> None:
+    calm: Ending = {"effects": [[1, "churn", "train"], [2, "churn", "tell"]]}
+    crashed: Ending = {"effects": [[1, "churn", "train"], [1, "churn", "train"]]}
+
+    assert differences(calm, calm) == []
+    assert differences(calm, crashed) == ["effects: missing (2 churn tell) added (1 churn train)"]
+
+
+def test_a_difference_fails_the_scenario_under_its_gate_and_stands_in_the_document() -> None:
+    report = CrashReport(id="tiny", seed=1, n_effects=4, n_runs=9, problems=("killed after effect 2 (x): y",))
+
+    failed = crash._graded(result(gates={"cause": True}), [report])
+    other = crash._graded(result(id="other"), [report])
+
+    assert failed.gates == {"cause": True, "crash": False}
+    assert failed.passed is False
+    assert failed.why["crash"] == "1 of 9 crashed runs ended otherwise; killed after effect 2 (x): y"
+    assert other == result(id="other")
+    document = as_json(verdicts([failed]), crashes=[report])
+    assert document["crash"] == [
+        {"id": "tiny", "seed": 1, "n_effects": 4, "n_runs": 9, "problems": ("killed after effect 2 (x): y",)}
+    ]
+
+
+def test_a_call_made_again_after_a_kill_counts_once_for_the_faults_of_the_scenario() -> None:
+    class Port:
+        def __init__(self, world: World) -> None:
+            self.faults = world.faults
+
+        @port_call("mesh.stage", effect=True)
+        def stage(self, model: str) -> str:
+            return model
+
+    world = World.__new__(World)
+    world.faults = Faults()
+    of_scenario = Fault(method="mesh.*", kind="outage", nth=2)
+    world.faults.add(
+        crash._Kill(method="*", kind="crash_before", nth=1, effects_only=True, world=world.faults), of_scenario
+    )
+    port = Port(world)
+
+    with pytest.raises(Killed):
+        port.stage("churn")
+    assert port.stage("churn") == "churn"
+    assert of_scenario.n_matched == 1
