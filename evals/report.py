@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +18,7 @@ from state.canonical import digest
 from state.errors import InputError
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
+_Z95 = 1.959964
 _TIMES = ("ttd_min", "ttdiag_min", "ttm_min")
 
 
@@ -28,6 +30,10 @@ class Verdict:
     family: str
     difficulty: str
     passed: bool
+    """With every seed: pass^k of the k seeds."""
+    pass_ratio: float
+    interval: tuple[float, float]
+    """Wilson 95 % of the pass ratio."""
     error: str
     gates: dict[str, bool]
     why: dict[str, str]
@@ -66,6 +72,8 @@ def _verdict(runs: list[RunResult]) -> Verdict:
         family=first.family,
         difficulty=first.difficulty,
         passed=all(run.passed for run in runs),
+        pass_ratio=sum(run.passed for run in runs) / len(runs),
+        interval=wilson(sum(run.passed for run in runs), len(runs)),
         error="; ".join(f"seed {run.seed}: {run.error}" for run in runs if run.error),
         gates={name: all(run.gates.get(name, False) for run in runs) for name in names},
         why=why,
@@ -84,6 +92,14 @@ def _verdict(runs: list[RunResult]) -> Verdict:
     )
 
 
+def wilson(n_passed: int, n: int) -> tuple[float, float]:
+    """The Wilson 95 % interval of a share."""
+    share, spread = n_passed / n, _Z95**2 / n
+    middle, half = share + spread / 2, _Z95 * sqrt((share * (1 - share) + spread / 4) / n)
+    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    return (max(low, 0.0) if n_passed else 0.0), (min(high, 1.0) if n_passed < n else 1.0)
+
+
 def as_json(found: Sequence[Verdict], *, crashes: Sequence[CrashReport] = ()) -> dict[str, JsonValue]:
     """The document of `steady eval run --json`."""
     document: dict[str, JsonValue] = {
@@ -96,7 +112,11 @@ def as_json(found: Sequence[Verdict], *, crashes: Sequence[CrashReport] = ()) ->
 
 
 def families(found: Sequence[Verdict]) -> dict[str, JsonValue]:
-    """By family: scenarios and runs passed. `passed` counts scenarios that passed with every seed, which is pass^k."""
+    """By family: scenarios and runs passed. `passed` counts scenarios that passed with every seed, which is pass^k.
+
+    `success` is the share of runs that passed; its interval takes runs as independent, which seeds of one scenario are
+    not quite, so that it is the narrowest that can be claimed.
+    """
     told: dict[str, JsonValue] = {}
     for family in dict.fromkeys(verdict.family for verdict in found):
         mine = [verdict for verdict in found if verdict.family == family]
@@ -106,6 +126,8 @@ def families(found: Sequence[Verdict]) -> dict[str, JsonValue]:
             "passed": sum(verdict.passed for verdict in mine),
             "runs": len(runs),
             "runs_passed": sum(run.passed for run in runs),
+            "success": sum(run.passed for run in runs) / len(runs),
+            "interval": list[JsonValue](wilson(sum(run.passed for run in runs), len(runs))),
             "errors": sum(bool(run.error) for run in runs),
             "twin_false_actions": sum(run.twin_false_actions for run in runs),
             "forbidden": sum(run.forbidden for run in runs),

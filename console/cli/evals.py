@@ -151,11 +151,18 @@ def _print(found: Sequence[Any]) -> None:
 
     by_family = families(found)
     shown = [
-        [name, f"{row['passed']} of {row['scenarios']}", row["errors"]]
+        [name, f"{row['passed']} of {row['scenarios']}", f"{row['runs_passed']} of {row['runs']}", _share(row),
+         row["twin_false_actions"], row["forbidden"], row["errors"]]
         for name, row in by_family.items()
         if isinstance(row, dict)
-    ]
-    table("families", ["family", "passed with every seed", "errors"], shown)
+    ]  # fmt: skip
+    columns = ["family", "passed with every seed", "runs", "success (95 %)", "false actions", "forbidden", "errors"]
+    table("families", columns, shown)
+
+
+def _share(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{100 * row['success']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _days(minutes: float | None) -> str:
