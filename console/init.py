@@ -20,6 +20,7 @@ from tools.columns import said
 from tools.datastore import replace_bytes
 from tools.experiment import needed_z
 from tools.inspect import Inspection, inspect_file
+from tools.labels import LabelProposal
 from tools.rhythm import Rhythm
 
 _PLAIN = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -172,7 +173,8 @@ def _training(found: Inspection) -> Iterator[str]:
 
 def _goals(found: Inspection) -> Iterator[str]:
     metric, reached, task = found.metric, found.reached, found.label.task
-    objective, gate = _targets(metric, reached, len(found.label.classes))
+    chance = _chance(metric, found.label)
+    objective, gate = _targets(metric, reached, chance)
     op = "<=" if metric in LOWER_IS_BETTER else ">="
     alternatives = {
         "binary": "pr_auc where positives are rare, log_loss, f1, precision, recall, accuracy",
@@ -184,23 +186,46 @@ def _goals(found: Inspection) -> Iterator[str]:
         yield "# on these rows, so the value is a placeholder that any model passes: set it."
     else:
         yield f"# The metric that every comparison decides on ({alternatives} instead?). A quick model reached"
-        yield f"# {metric} {reached:.4g} on the newest 30 % of the rows; the objective allows a tenth less."
+        yield f"# {metric} {reached:.4g} on the newest 30 % of the rows up to {found.rhythm.last:%Y-%m-%d};"
+        yield "# the objective allows a tenth less."
+        yield "# A replay that begins before then is held to what its own future reached: set what was known at its start."
+        if chance is not None and _no_better(metric, reached, chance):
+            yield f"# That is no better than knowing nothing: the value is chance ({chance:.4g}). Set what you need."
     yield f'objective: {{metric: {metric}, op: "{op}", value: {objective}}}'
     yield "gates: # a candidate that misses one is not rolled out"
     yield f'  - {{metric: {metric}, op: "{op}", value: {gate}}}'
 
 
-def _targets(metric: Metric, reached: float | None, n_classes: int) -> tuple[str, str]:
-    """Objective and gate: a tenth and a quarter of the way from what was reached back to knowing nothing."""
+def _chance(metric: Metric, label: LabelProposal) -> float | None:
+    """What a model that knows only how frequent the classes are reaches; None where that depends on a threshold."""
+    share = label.positive_ratio
+    if metric == "roc_auc":
+        return 0.5
+    if metric == "accuracy":
+        return 1 / len(label.classes) if label.classes else None
+    if share is None or not 0 < share < 1:
+        return None
+    if metric in ("pr_auc", "precision"):
+        return share
+    return -share * math.log(share) - (1 - share) * math.log(1 - share) if metric == "log_loss" else None
+
+
+def _no_better(metric: Metric, reached: float, chance: float) -> bool:
+    return reached >= chance if metric in LOWER_IS_BETTER else reached <= chance
+
+
+def _targets(metric: Metric, reached: float | None, chance: float | None) -> tuple[str, str]:
+    """Objective and gate: a tenth and a quarter of the way from what was reached back to knowing nothing, never beyond."""
     if metric in LOWER_IS_BETTER:
         if reached is None or reached <= 0:
             return ("1e12", "1e12") if reached is None else ("1e-9", "1e-9")
-        return _rounded(reached * 1.1, up=True), _rounded(reached * 1.25, up=True)
+        most = math.inf if chance is None else chance
+        return _rounded(min(reached * 1.1, most), up=True), _rounded(min(reached * 1.25, most), up=True)
     if reached is None:
         return "0.0", "0.0"
-    chance = 0.5 if metric == "roc_auc" else 1 / n_classes if metric == "accuracy" and n_classes else 0.0
-    gain = max(0.0, reached - chance)
-    return _rounded(reached - 0.1 * gain, up=False), _rounded(reached - 0.25 * gain, up=False)
+    nothing = chance or 0.0
+    gain = max(0.0, reached - nothing)
+    return _rounded(nothing + 0.9 * gain, up=False), _rounded(nothing + 0.75 * gain, up=False)
 
 
 def _rounded(value: float, *, up: bool) -> str:

@@ -296,3 +296,28 @@ def test_an_existing_spec_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
 def test_a_tiny_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too few"):
         init(tmp_path, shop(8))
+
+
+def test_the_proposed_bars_are_never_below_what_knowing_nothing_reaches(tmp_path: Path) -> None:
+    """The relation turns over within the file: a model of the older rows is worse than chance on the newest."""
+    rng = np.random.default_rng(11)
+    n = 600
+    amount = rng.normal(size=n)
+    turned = np.where(np.arange(n) < 420, amount, -amount)
+    rows = pl.DataFrame({
+        "at": [START + i * timedelta(hours=3) for i in range(n)],
+        "amount": amount.round(4),
+        "bad": (turned + rng.normal(size=n) > 0).astype(int),
+    })  # fmt: skip
+    found = init(tmp_path, rows, label="bad")
+    reached = found.inspection.reached
+    assert reached is not None
+    assert reached < 0.5
+
+    spec = found.spec.spec
+    assert spec.objective.value == spec.gates[0].value == 0.5
+    assert f"roc_auc {reached:.4g}" in found.text
+    assert "the value is chance (0.5)" in found.text
+    assert f"rows up to {START + (n - 1) * timedelta(hours=3):%Y-%m-%d}" in " ".join(
+        found.text.replace("#", "").split()
+    )
