@@ -59,6 +59,7 @@ def init(
 ) -> None:
     """Read a data file and write a commented model spec for it."""
     from console.init import init_spec
+    from tools.datastore import RESERVED_COLUMNS
 
     result = init_spec(
         file, out=out_file, label=label, time=time, metric=_metric(metric), entity=entity, model=model, overwrite=force
@@ -67,6 +68,9 @@ def init(
         print_json({"spec": str(result.spec.path)})
     else:
         out.print(f"wrote {result.spec.path}; look it over, then: steady up {result.spec.path}", markup=False)
+        for column, why in result.inspection.left_out:
+            if column.name in RESERVED_COLUMNS:  # it may well be a feature, and only its name is in the way
+                out.print(f"  left out: {column.name} ({why})", markup=False)
 
 
 @spec_app.command("check", epilog="Example: steady spec check churn.yaml")

@@ -226,6 +226,19 @@ def test_init_and_spec_check_answer_in_json(steady: Steady, tmp_path: Path) -> N
     refused(steady("init", tmp_path / "loans.parquet", "--out", tmp_path / "made.yaml"), "made.yaml exists already")
 
 
+def test_init_says_on_screen_which_feature_its_name_keeps_out(steady: Steady, tmp_path: Path) -> None:
+    datasets.write(tmp_path, "still")
+    rows = pl.read_parquet(tmp_path / "loans.parquet")
+    rows.with_columns((pl.int_range(rows.height) * 7 % 101 / 3).alias("score")).write_parquet(
+        tmp_path / "scored.parquet"
+    )
+    made = steady("init", tmp_path / "scored.parquet", "--out", tmp_path / "made.yaml")
+    assert made.code == 0
+    assert "left out: score (a name that every stored row has: rename it in the data to use it)" in " ".join(
+        made.out.split()
+    )
+
+
 def test_text_output_says_the_same_without_json(steady: Steady, home: Path) -> None:
     status = steady("status", "--home", home)
     assert (status.code, "parcels" in status.out, "promote" in status.out) == (0, True, True)
