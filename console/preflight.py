@@ -72,6 +72,9 @@ def import_rows(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
     if result.changed:
         later = f"; {result.manifest.n_labelled_replay} labelled ones to replay" if window else ""
         say("data validation", f"{spec.model}: {result.manifest.n_labelled} labelled history rows{later}")
+        kept = home / "rejects" / f"{spec.model}.parquet"
+        for reason, n_rows in sorted(result.manifest.rejects.items()):
+            say("data validation", f"{spec.model}: {n_rows} rows set aside: {reason}; see {kept}")
     return clip(home, spec, window) if window is not None else None
 
 

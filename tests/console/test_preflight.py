@@ -1,0 +1,33 @@
+"""What `steady up` says of the rows before it begins."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from console.cli.options import settings_of
+from console.init import init_spec
+from console.preflight import import_rows
+from console.specs import load_spec
+from console.workspace import open_workspace
+
+
+def test_rows_that_are_set_aside_are_counted_with_the_reason(tmp_path: Path) -> None:
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    lines = [f"{start + i * timedelta(hours=3):%Y-%m-%dT%H:%M:%SZ},{i * 7 % 31},{int(i % 3 == 0)}" for i in range(400)]
+    file = tmp_path / "orders.csv"
+    file.write_text("\n".join(["when,amount,bad", *lines]))
+    spec = init_spec(file, out=tmp_path / "orders.yaml", label="bad").spec.path
+    lines[100:103] = ["unknown,1,0", "unknown,2,1", f"{lines[102]},extra"]
+    file.write_text("\n".join(["when,amount,bad", *lines]))
+
+    said: list[str] = []
+    home = tmp_path / "home"
+    with closing(open_workspace(settings_of(home), create=True)) as workspace:
+        import_rows(workspace, load_spec(spec), window=None, say=lambda who, text: said.append(text))
+
+    kept = home / "rejects" / "orders.parquet"
+    assert f"orders: 2 rows set aside: time unreadable; see {kept}" in said
+    assert f"orders: 1 rows set aside: fields do not match the header; see {kept}" in said
+    assert kept.exists()
