@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from console.cli.options import Json
+from console.cli.options import Home, Json, settings_of
 from console.cli.output import err, out, print_json, table
+from console.workspace import open_workspace
 from state.errors import InputError
 from tools.datastore import replace_bytes
 
@@ -106,6 +108,36 @@ def run(
         _print(found)
     if not all(verdict.passed for verdict in found):
         raise typer.Exit(1)
+
+
+@app.command("from-incident", epilog="Example: steady eval from-incident ID --to incident.yaml")
+def from_incident(
+    incident: Annotated[str, typer.Argument(help="Id of a recorded incident: `steady incidents --json`.")],
+    to: Annotated[Path | None, typer.Option(help="Write here; default: print.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    home: Home = None,
+) -> None:
+    """Turn an incident of the workspace into a scenario; its comments say what is recorded and what is assumed."""
+    from evals.from_incident import scenario_from
+    from evals.loading import load_scenario
+
+    if to is not None and to.exists() and not force:
+        raise InputError(f"{to} exists already", remedy="Name another file, or use --force")
+    workspace = open_workspace(settings_of(home), create=False)
+    try:
+        with workspace.db.snapshot() as conn:
+            text = scenario_from(conn, incident)
+    finally:
+        workspace.close()
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "scenario.yaml"
+        draft.write_text(text, encoding="utf-8")
+        load_scenario(draft)
+    if to is None:
+        out.print(text, markup=False, soft_wrap=True, end="", highlight=False)
+        return
+    replace_bytes(to, text.encode())
+    out.print(f"wrote {to}", markup=False, soft_wrap=True)
 
 
 @app.command("compare", epilog="Example: steady eval compare before.json after.json")

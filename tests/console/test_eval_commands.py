@@ -1,0 +1,67 @@
+"""`steady eval` as it is typed: a new scenario, its check, a run, a comparison, and one made from an incident."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.console.command import Steady
+
+TINY = """\
+id: tiny
+title: Nothing happens
+family: limits
+difficulty: easy
+seeds: [1]
+days: 1
+models: [{name: churn, rows_per_day: 60, history_days: 12}]
+truth: {cause: []}
+wanted: [{state: incident, count: WANTED}]
+deadline_days: 0
+twin: false
+"""
+
+
+def test_a_new_scenario_passes_its_check_and_is_not_overwritten(steady: Steady) -> None:
+    assert steady("eval", "new", "my-fault.yaml").code == 0
+    checked = steady("eval", "check", "my-fault.yaml", "--json")
+
+    assert json.loads(checked.out)["scenarios"] == [{"id": "my-fault", "file": "my-fault.yaml", "family": "drift"}]
+    again = steady("eval", "new", "my-fault.yaml")
+    assert again.code == 2
+    assert "exists already" in again.err
+
+
+def test_a_failed_run_says_so_in_every_form_and_is_worse_than_one_that_passed(steady: Steady) -> None:
+    Path("tiny.yaml").write_text(TINY.replace("WANTED", "3"))
+
+    run = steady("eval", "run", "tiny.yaml", "--jobs", "1", "--json", "--html", "page.html")
+
+    assert run.code == 1
+    document = json.loads(run.out)
+    verdict = document["scenarios"][0]
+    assert (verdict["id"], verdict["passed"], verdict["pass_ratio"]) == ("tiny", False, 0.0)
+    assert document["families"]["limits"]["passed"] == 0
+    page = Path("page.html").read_text()
+    assert "tiny <small>" in page
+    assert "wanted (seed 1): " in page
+    Path("after.json").write_text(run.out)
+    verdict["passed"] = True
+    Path("before.json").write_text(json.dumps(document))
+    assert steady("eval", "compare", "after.json", "after.json").code == 0
+    worse = steady("eval", "compare", "before.json", "after.json", "--json")
+    assert worse.code == 1
+    assert json.loads(worse.out)["changes"] == [{"id": "tiny", "before": "passed", "after": "failed", "worse": True}]
+
+
+def test_an_incident_becomes_a_scenario_or_says_why_not(steady: Steady, home: Path) -> None:
+    made = steady("eval", "from-incident", "aged", "--to", "aged.yaml", "--home", home)
+    unknown = steady("eval", "from-incident", "nobody", "--home", home)
+    vague = steady("eval", "from-incident", "broken", "--home", home)
+
+    assert made.code == 0, made.err
+    assert steady("eval", "check", "aged.yaml").code == 0
+    assert "inject: concept" in Path("aged.yaml").read_text()
+    assert (unknown.code, vague.code) == (2, 2)
+    assert "incident 'nobody' does not exist" in unknown.err
+    assert "cannot be expressed" in vague.err
