@@ -299,10 +299,12 @@ def _ask(
     decided: ActionDecided,
     fence: Fence,
 ) -> None:
-    """Store the question once; a pending one on other evidence is void and asked anew."""
+    """Store the question once; a pending one of the run on other args or evidence is void and asked anew."""
     verdict, binding = case.verdict, case.binding
-    for pending in store.select(conn, ApprovalRow, action_key=key, status="pending"):
-        if pending.binding_sha256 == binding:
+    for pending in store.select(conn, ApprovalRow, model=proposal.model, status="pending"):
+        if (pending.run_id, pending.action) != (run.id, proposal.kind):
+            continue
+        if (pending.action_key, pending.binding_sha256) == (key, binding):
             return
         _change_approval(crew, conn, pending, "void", "the evidence or the facts changed before an answer came")
     log.append(conn, decided)

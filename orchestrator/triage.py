@@ -251,6 +251,7 @@ def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, 
         if more:
             run.facts["fault_contained"] = False
             run.facts["data_clean"] = True
+            run.body["pinned"] = {}  # what is asked next covers the new days too
         if signal.name == "serving_fault":
             run.facts |= {"serving_healthy": False, "server_unhealthy": True}
         if not run.facts.get("training_justified"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.traffic_book import read_book
-from state.rows import DetectorRow
+from state.rows import ApprovalRow, DetectorRow
 from tests.orchestrator.conftest import Quick
 from tests.orchestrator.support import QUICK, Stage, Truth, days
 
@@ -189,3 +189,23 @@ def test_the_book_of_traffic_survives_a_new_champion(quick: Quick) -> None:
         rows = stage.rows(DetectorRow, id="churn/traffic")[0].state["rows"]
         assert isinstance(rows, dict)
         assert len(rows) == 3
+
+
+def test_a_yes_to_a_quarantine_covers_every_faulty_day_that_the_question_names(quick: Quick) -> None:
+    with quick(monitoring=PATIENT) as stage:
+        stage.start()
+        stage.days(2)
+        stage.drift("missing", 1.0, features=("spend",))
+        stage.days(6)
+        (question,) = stage.rows(ApprovalRow, status="pending")
+        assert question.action == "quarantine_data"
+
+        stage.answer("approved", action="quarantine_data")
+        stage.settle()
+
+        (incident,) = stage.incidents()
+        faulty = incident.body["days"]
+        assert isinstance(faulty, list)
+        assert len(faulty) > 1
+        assert stage.world.model("churn").quarantined == sorted(map(str, faulty))
+        stage.check_books()
