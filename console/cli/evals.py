@@ -85,6 +85,9 @@ def run(
     crash: Annotated[
         bool, typer.Option("--crash", help="First seed only, and again with a kill around each effect; slow.")
     ] = False,
+    mlflow: Annotated[
+        str | None, typer.Option(help="Log one MLflow run a scenario: a tracking URI, or a folder for an own store.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run scenarios with their healthy twins and grade them; exit code 1 where any fails."""
@@ -102,6 +105,10 @@ def run(
     found = verdicts(results)
     if html is not None:
         write_page(found, html, crashes=crashes)
+    if mlflow is not None:
+        from evals.tracked import track  # imports MLflow
+
+        track(found, mlflow)
     if json:
         print_json(as_json(found, crashes=crashes))
     else:
