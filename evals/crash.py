@@ -236,7 +236,7 @@ def _minus(left: list[JsonValue], right: list[JsonValue]) -> list[JsonValue]:
 
 
 def _row(row: JsonValue) -> str:
-    return "(" + " ".join(str(cell) for cell in row) + ")" if isinstance(row, list) else str(row)
+    return "(" + " ".join(str(cell) for cell in row if cell is not None) + ")" if isinstance(row, list) else str(row)
 
 
 def _graded(result: RunResult, reports: Sequence[CrashReport]) -> RunResult:

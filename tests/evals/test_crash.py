@@ -61,7 +61,7 @@ def test_a_kill_that_never_comes_is_a_problem_and_no_pass() -> None:
 
 
 def test_missing_and_added_rows_are_told_apart() -> None:
-    calm: Ending = {"effects": [[1, "churn", "train"], [2, "churn", "tell"]]}
+    calm: Ending = {"effects": [[1, "churn", "train"], [2, "churn", "tell", None]]}
     crashed: Ending = {"effects": [[1, "churn", "train"], [1, "churn", "train"]]}
 
     assert differences(calm, calm) == []

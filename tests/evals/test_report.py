@@ -51,5 +51,6 @@ def test_the_page_names_every_scenario_and_why_it_failed_and_escapes_it(tmp_path
     assert all(f"{name} <small>" in page for name in ("one", "two", "three"))
     assert "must_not (seed 1): &lt;script&gt;alert(1)&lt;/script&gt; happened &amp; more" in page
     assert "seed 1: &lt;i&gt;" in page
+    assert [page.count(f">{state}</td>") for state in ("passed", "failed", "error")] == [1, 1, 1]
     assert "<script>" not in page
     assert "1 of 3 scenarios passed with every seed" in page
