@@ -122,6 +122,7 @@ def from_incident(
     incident: Annotated[str, typer.Argument(help="Id of a recorded incident: `steady incidents --json`.")],
     to: Annotated[Path | None, typer.Option(help="Write here; default: print.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    json: Json = False,
     home: Home = None,
 ) -> None:
     """Turn an incident of the workspace into a scenario; its comments say what is recorded and what is assumed."""
@@ -139,12 +140,15 @@ def from_incident(
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "scenario.yaml"
         draft.write_text(text, encoding="utf-8")
-        load_scenario(draft)
-    if to is None:
+        scenario = load_scenario(draft)
+    if to is not None:
+        replace_bytes(to, text.encode())
+    if json:
+        print_json({"id": scenario.id, "file": str(to) if to is not None else None, "text": text})
+    elif to is not None:
+        out.print(f"wrote {to}", markup=False, soft_wrap=True)
+    else:
         out.print(text, markup=False, soft_wrap=True, end="", highlight=False)
-        return
-    replace_bytes(to, text.encode())
-    out.print(f"wrote {to}", markup=False, soft_wrap=True)
 
 
 @app.command("compare", epilog="Example: steady eval compare before.json after.json")

@@ -61,6 +61,8 @@ def test_an_incident_becomes_a_scenario_or_says_why_not(steady: Steady, home: Pa
 
     assert made.code == 0, made.err
     assert steady("eval", "check", "aged.yaml").code == 0
+    printed = json.loads(steady("eval", "from-incident", "aged", "--json", "--home", home).out)
+    assert (printed["id"], printed["text"]) == ("incident-aged", Path("aged.yaml").read_text())
     assert "inject: concept" in Path("aged.yaml").read_text()
     assert (unknown.code, vague.code) == (2, 2)
     assert "incident 'nobody' does not exist" in unknown.err
