@@ -72,7 +72,10 @@ def _held(running: Running) -> str | None:
         asked = store.select(conn, ApprovalRow, model=running.spec.model, status="pending")
         runs = store.select(conn, RunRow, model=running.spec.model, status="waiting")
     if asked:
-        said = [f"{row.action.replace('_', ' ')} has to be approved (`steady approve {row.id}`)" for row in asked]
+        said = [
+            f"{row.action.replace('_', ' ')} has to be approved (`steady approve {row.id}`): {row.reason.rstrip('.')}"
+            for row in asked
+        ]
         return "; ".join([*said, *_failed_gates(running)])
     stopped = [run.waits_for for run in runs if run.waits_for.startswith("policy:")]
     return "; ".join(stopped) or None
