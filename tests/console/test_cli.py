@@ -70,7 +70,7 @@ def test_incidents_tell_cause_evidence_and_actions(steady: Steady, told: Path) -
         ("data_fault", "quarantined"),
     ]
     assert set(found[0]) == {
-        "id", "model", "status", "cause", "signal", "title", "what", "opened_at", "closed_at", "resolution", "days",
+        "id", "model", "status", "cause", "signal", "title", "what", "part_of", "opened_at", "closed_at", "resolution", "days",
         "quarantined", "diagnoses", "actions",
     }  # fmt: skip
     assert {a["kind"]: a["state"] for a in found[0]["actions"]} == {
