@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,12 +14,12 @@ import msgspec
 from pydantic import JsonValue
 
 from evals.book import deeds, repeated
-from evals.run import RunResult
+from evals.run import RunResult, harness_error, worker_pool
 from evals.scenario import Scenario
 from evals.scene import Scene
 from evals.stage import Stage, set_stage
 from evals.view import View
-from evals.world.faults import Fault, Faults
+from evals.world.faults import Fault, Faults, Killed
 
 GATE = "crash"
 Ending: TypeAlias = dict[str, JsonValue]
@@ -107,8 +105,7 @@ def check_crashes(
     """
     first = {result.id: result for result in reversed(results) if not result.error}
     reports: list[CrashReport] = []
-    # A forked child would inherit the locks of threads that it does not have.
-    with ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(n_jobs) as pool:
         for scenario in scenarios:
             if scenario.id in first:
                 reports.append(crash_scenario(scenario, first[scenario.id].seed, pool))
@@ -133,12 +130,8 @@ def play(scenario: Scenario, seed: int, crash: Crash) -> Played:
     try:
         with tempfile.TemporaryDirectory(prefix="steady-crash-") as folder:
             return _play(set_stage(scenario, seed=seed, folder=Path(folder) / "run"), crash)
-    except BaseException as exc:
-        if isinstance(exc, KeyboardInterrupt | SystemExit):
-            raise
-        place = traceback.extract_tb(exc.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        return Played(ending={}, methods=(), error=f"{type(exc).__name__} at {where}: {exc}")
+    except (Exception, Killed) as exc:  # noqa: BLE001  # told with its moment, and the crash fails by it
+        return Played(ending={}, methods=(), error=harness_error(exc))
 
 
 def _play(stage: Stage, crash: Crash) -> Played:

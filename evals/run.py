@@ -78,17 +78,26 @@ class Job:
     """The healthy twin, where it was played already."""
 
 
+def worker_pool(n_jobs: int) -> ProcessPoolExecutor:
+    """Processes for runs. A forked child would inherit the locks of threads that it lacks: polars then waits for ever."""
+    return ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+def harness_error(exc: BaseException) -> str:
+    """An exception in one line, with the place that raised it."""
+    place = traceback.extract_tb(exc.__traceback__)[-1]
+    return f"{type(exc).__name__} at {Path(place.filename).name}:{place.lineno}: {exc}"
+
+
 def run_job(job: Job) -> RunResult:
     """Play and grade one job; an error of the harness is told as one."""
     try:
         with tempfile.TemporaryDirectory(prefix="steady-eval-") as folder:
             return _run(job, Path(folder))
     except Exception as exc:  # noqa: BLE001  # the harness's boundary: an error is reported, never a zero
-        place = traceback.extract_tb(exc.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
         return RunResult(
             id=job.scenario.id, family=job.scenario.family, difficulty=job.scenario.difficulty, seed=job.seed,
-            passed=False, error=f"{type(exc).__name__} at {where}: {exc}",
+            passed=False, error=harness_error(exc),
         )  # fmt: skip
 
 
@@ -98,8 +107,7 @@ def run_all(
     """Every scenario with its first `seeds` seeds; results in order of scenario and seed."""
     jobs = [Job(scenario=s, seed=seed) for s in scenarios for seed in s.seeds[:seeds]]
     results: dict[int, RunResult] = {}
-    # A forked child would inherit the locks of threads that it does not have: polars then waits for ever.
-    with ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(n_jobs) as pool:
         for index, result in _played(jobs, pool):
             results[index] = result
             told(result)

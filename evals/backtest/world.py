@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 
@@ -14,10 +15,8 @@ from evals.backtest.models import RecordedModels
 from evals.backtest.predictions import FLAGS, ID, TIME
 from evals.backtest.recording import DAY, Recent, Recording, midnight
 from evals.world.data import WorldData, WorldOutcomes
-from evals.world.notify import WorldNotifier
+from evals.world.platform import build
 from evals.world.records import ServedDay
-from evals.world.registry import WorldRegistry
-from evals.world.serving import WorldMesh, WorldMetrics, WorldServers
 from evals.world.traffic import DayRecord, record_day
 from evals.world.truth import Day, Truth
 from evals.world.world import World
@@ -138,14 +137,4 @@ class RecordedOutcomes(WorldOutcomes):
 
 def platform_of(world: RecordedWorld, pipelines: Pipelines) -> Platform:
     """The ports over the recorded world."""
-    return Platform(
-        pipelines=pipelines,
-        registry=WorldRegistry(world),
-        servers=WorldServers(world),
-        mesh=WorldMesh(world),
-        metrics=WorldMetrics(world),
-        data=RecordedData(world),
-        outcomes=RecordedOutcomes(world),
-        notifier=WorldNotifier(world),
-        specs=world.specs,
-    )
+    return replace(build(world), pipelines=pipelines, data=RecordedData(world), outcomes=RecordedOutcomes(world))
