@@ -28,6 +28,7 @@ class Database:
 
     def __init__(self, engine: sa.Engine, *, name: str, path: Path | None) -> None:
         self._engine = engine
+        self._driver_error: type[Exception] = engine.dialect.loaded_dbapi.Error
         self._path = path
         self._inode = _inode(path) if path else None
         self.name = name
@@ -163,10 +164,10 @@ class Database:
             yield
         except sa.exc.DBAPIError as exc:
             raise self._error(exc.orig or exc) from exc
-        except sqlite3.Error as exc:
-            raise self._error(exc) from exc
         except sa.exc.TimeoutError as exc:
             raise StateUnavailable(f"{self.name}: every connection is in use") from exc
+        except self._driver_error as exc:
+            raise self._error(exc) from exc
 
     def _error(self, cause: BaseException) -> SteadyError:
         message = f"{self.name}: {str(cause).strip()}"
@@ -175,9 +176,9 @@ class Database:
         return _postgres_error(message, cause)
 
 
-def insert(conn: sa.Connection, table: sa.Table) -> Any:
+def insert(dialect: sa.Dialect, table: sa.Table) -> Any:
     """The backend's own INSERT, which knows ON CONFLICT."""
-    return sqlite.insert(table) if conn.dialect.name == "sqlite" else postgresql.insert(table)
+    return sqlite.insert(table) if dialect.name == "sqlite" else postgresql.insert(table)
 
 
 def _parse(url: str) -> sa.URL:
@@ -209,8 +210,9 @@ def _enter_wal(connection: sqlite3.Connection, busy_timeout_seconds: float) -> N
 
 def _begin_sqlite(conn: sa.Connection) -> None:
     begin = conn.get_execution_options().get("steadyhand_begin", "BEGIN IMMEDIATE")
-    conn.exec_driver_sql(f"PRAGMA query_only={'ON' if begin == 'BEGIN' else 'OFF'}")
-    conn.exec_driver_sql(begin)
+    raw = conn.connection.driver_connection
+    raw.execute(f"PRAGMA query_only={'ON' if begin == 'BEGIN' else 'OFF'}")  # type: ignore[union-attr]  # open: it begins
+    raw.execute(begin)  # type: ignore[union-attr]  # likewise
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

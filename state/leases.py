@@ -8,9 +8,18 @@ import sqlalchemy as sa
 
 from state.database import insert
 from state.errors import StaleRevision
+from state.statements import Statement
 from state.tables import leases
 
-_EPOCH = sa.select(leases.c.epoch).where(leases.c.scope == sa.bindparam("scope")).with_for_update()
+# The row lock makes a takeover wait: what a fence checks holds until the transaction ends.
+_EPOCH = Statement(lambda _: sa.select(leases.c.epoch).where(leases.c.scope == sa.bindparam("scope")).with_for_update())
+_ENTER = Statement(
+    lambda dialect: (
+        insert(dialect, leases)
+        .values(scope=sa.bindparam("scope"), owner=None, epoch=0, expires_ms=0)
+        .on_conflict_do_nothing()
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +35,11 @@ class Fence:
         Raises:
             StaleRevision: the lease has passed to a newer epoch; stop.
         """
-        # The row lock makes a takeover wait: checked here means true at commit.
-        found = conn.execute(_EPOCH, {"scope": self.scope}).scalar_one_or_none()
-        if found != self.epoch:
-            raise StaleRevision(f"lease {self.scope!r} is in epoch {found}, not {self.epoch}: another worker has it")
+        found = _EPOCH.one(conn, {"scope": self.scope})
+        if found is None or found[0] != self.epoch:
+            raise StaleRevision(
+                f"lease {self.scope!r} is in epoch {found and found[0]}, not {self.epoch}: another worker has it"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,21 +59,9 @@ def acquire(conn: sa.Connection, scope: str, owner: str, ttl_seconds: float) -> 
     `owner` names one process, not one machine. Time is the database's, so clocks of workers may differ.
     The epoch rises with every change of owner and after a release; a renewal keeps it.
     """
-    conn.execute(insert(conn, leases).values(scope=scope, owner=None, epoch=0, expires_ms=0).on_conflict_do_nothing())
-    now = _now_ms(conn)
-    mine = leases.c.owner == owner
-    taken = (
-        sa.update(leases)
-        .where(leases.c.scope == scope, mine | leases.c.owner.is_(None) | (leases.c.expires_ms <= now))
-        .values(
-            owner=owner,
-            epoch=sa.case((mine, leases.c.epoch), else_=leases.c.epoch + 1),
-            expires_ms=now + int(ttl_seconds * 1000),
-        )
-        .returning(leases.c.epoch)
-    )
-    epoch = conn.execute(taken).scalar_one_or_none()
-    return None if epoch is None else Lease(scope=scope, owner=owner, epoch=epoch)
+    _ENTER.run(conn, {"scope": scope})
+    taken = _TAKE.one(conn, {"wanted": scope, "taker": owner, "ttl_ms": int(ttl_seconds * 1000)})
+    return None if taken is None else Lease(scope=scope, owner=owner, epoch=taken[0])
 
 
 def holder(conn: sa.Connection, scope: str) -> Lease | None:
@@ -86,8 +84,27 @@ def release(conn: sa.Connection, lease: Lease) -> bool:
     return conn.execute(given.values(owner=None, epoch=leases.c.epoch + 1, expires_ms=0)).rowcount == 1
 
 
-def _now_ms(conn: sa.Connection) -> sa.ColumnElement[int]:
+def _now_ms(dialect: sa.Dialect) -> sa.ColumnElement[int]:
     """The database's clock as SQL, so that it is read after any wait for the row."""
-    if conn.dialect.name == "sqlite":
+    if dialect.name == "sqlite":
         return sa.cast((sa.func.julianday("now") - 2440587.5) * 86_400_000, sa.BigInteger)
     return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()) * 1000, sa.BigInteger)
+
+
+def _take(dialect: sa.Dialect) -> sa.ClauseElement:
+    """The lease to `taker` for `ttl_ms` from now, where it is free; returns its epoch."""
+    now, mine = _now_ms(dialect), leases.c.owner == sa.bindparam("taker")
+    free = mine | leases.c.owner.is_(None) | (leases.c.expires_ms <= now)
+    return (
+        sa.update(leases)
+        .where(leases.c.scope == sa.bindparam("wanted"), free)
+        .values(
+            owner=sa.bindparam("taker"),
+            epoch=sa.case((mine, leases.c.epoch), else_=leases.c.epoch + 1),
+            expires_ms=now + sa.bindparam("ttl_ms", type_=sa.BigInteger()),
+        )
+        .returning(leases.c.epoch)
+    )
+
+
+_TAKE = Statement(_take)

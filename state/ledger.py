@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from datetime import datetime
 
@@ -17,6 +17,7 @@ from state.errors import TerminalError
 from state.leases import Fence
 from state.plans import ActionKind, ActionState, Proposal
 from state.rows import ActionRow
+from state.statements import Statement
 from state.tables import actions
 
 ALLOWED: dict[ActionState, frozenset[ActionState]] = {
@@ -30,6 +31,22 @@ ALLOWED: dict[ActionState, frozenset[ActionState]] = {
     "reverted": frozenset(),
 }
 OPEN: tuple[ActionState, ...] = ("intended", "acting", "done", "unknown")
+
+_OF_MODEL = sa.select(actions).where(actions.c.model == sa.bindparam("model"))
+_OPEN_ACTIONS = Statement(
+    lambda _: _OF_MODEL.where(sa.or_(*(actions.c.state == sa.literal_column(f"'{state}'") for state in OPEN))).order_by(
+        actions.c.log_index.asc()
+    )
+)
+_LAST_VERIFIED = Statement(
+    lambda _: (
+        _OF_MODEL.where(actions.c.kind == sa.bindparam("kind"), actions.c.state == sa.literal_column("'verified'"))
+        .order_by(actions.c.log_index.desc())
+        .limit(1)
+    )
+)
+_LOCKED = Statement(lambda _: sa.select(actions).where(actions.c.id == sa.bindparam("id")).with_for_update())
+"""Its last column is the index in the log."""
 
 _LEDGER = object()
 
@@ -207,13 +224,13 @@ def get(conn: sa.Connection, key: str) -> ActionRow | None:
 
 def open_actions(conn: sa.Connection, model: str) -> list[ActionRow]:
     """Actions of `model` that are not settled, in the order of their last change."""
-    return _rows(conn, [actions.c.model == model, actions.c.state.in_(OPEN)], actions.c.log_index.asc())
+    return [store.read(ActionRow, found) for found in _OPEN_ACTIONS.all(conn, {"model": model})]
 
 
 def last_verified(conn: sa.Connection, model: str, kind: ActionKind) -> ActionRow | None:
     """The action of that kind that was verified last and has not been reverted."""
-    wanted = [actions.c.model == model, actions.c.kind == kind, actions.c.state == "verified"]
-    return next(iter(_rows(conn, wanted, actions.c.log_index.desc(), limit=1)), None)
+    found = _LAST_VERIFIED.one(conn, {"model": model, "kind": kind})
+    return None if found is None else store.read(ActionRow, found)
 
 
 def next_attempt(conn: sa.Connection, subject_id: str, kind: ActionKind, args: Mapping[str, JsonValue]) -> int:
@@ -223,21 +240,11 @@ def next_attempt(conn: sa.Connection, subject_id: str, kind: ActionKind, args: M
     return 1 + sum(row.args_sha256 == args_sha256 for row in failed)
 
 
-def _rows(
-    conn: sa.Connection,
-    where: Sequence[sa.ColumnElement[bool]],
-    order: sa.UnaryExpression[int],
-    limit: int | None = None,
-) -> list[ActionRow]:
-    found = conn.execute(sa.select(actions).where(*where).order_by(order).limit(limit))
-    return [store.read(ActionRow, item) for item in found]
-
-
 def _locked(conn: sa.Connection, key: str) -> tuple[ActionRow, int]:
-    found = conn.execute(sa.select(actions).where(actions.c.id == key).with_for_update()).one_or_none()
+    found = _LOCKED.one(conn, {"id": key})
     if found is None:
         raise TerminalError(f"no action {key} in the ledger: commit it first")
-    return store.read(ActionRow, found), int(found._mapping["log_index"])
+    return store.read(ActionRow, found), int(found[-1])
 
 
 def _intent(row: ActionRow) -> CommittedIntent:

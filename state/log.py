@@ -5,6 +5,7 @@ Source: RFC 6962 (Merkle tree), C2SP tlog-checkpoint and signed-note (checkpoint
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from state.files import write_once
 from state.keyring import KeyRing
 from state.keys import Checkpoint, NoteError, Signer
 from state.merkle import CompactRange, leaf_hash
-from state.tables import decisions, log_checkpoints
+from state.statements import Statement
+from state.tables import decisions, leaf_read_back, log_checkpoints
 
 LEAF_FORMAT = 2
 READABLE = (1, 2)
@@ -33,10 +35,9 @@ PAGE = 2_000
 # One appender at a time on PostgreSQL; on SQLite the write transaction itself is that lock.
 POSTGRES_LOCK = 0x57EAD2
 
-# Built once: building them takes longer than running them.
-_KNOWN = sa.select(decisions.c.idx).where(decisions.c.decision_id == sa.bindparam("decision_id"))
-_SIZE = sa.select(sa.func.coalesce(sa.func.max(decisions.c.idx) + 1, 0))
-_INSERT = sa.insert(decisions)
+_KNOWN = Statement(lambda _: sa.select(decisions.c.idx).where(decisions.c.decision_id == sa.bindparam("decision_id")))
+_SIZE = Statement(lambda _: sa.select(sa.func.coalesce(sa.func.max(decisions.c.idx) + 1, 0)))
+_INSERT = Statement(lambda _: sa.insert(decisions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +54,19 @@ def append(conn: sa.Connection, decision: Decision) -> int:
     """
     if conn.dialect.name == "postgresql":
         conn.execute(sa.select(sa.func.pg_advisory_xact_lock(POSTGRES_LOCK)))
-    known = conn.execute(_KNOWN, {"decision_id": decision.decision_id}).scalar_one_or_none()
+    known = _KNOWN.one(conn, {"decision_id": decision.decision_id})
     if known is not None:
-        return int(known)
+        return int(known[0])
     leaf = leaf_bytes(decision)
     index = size(conn)
     values = {name: getattr(decision, name) for name in COLUMNS}
-    conn.execute(_INSERT, {"idx": index, "leaf": leaf, "leaf_sha256": leaf_hash(leaf).hex(), **values})
+    _INSERT.run(conn, {"idx": index, "leaf": leaf, "leaf_sha256": leaf_hash(leaf).hex(), **values})
     return index
 
 
 def size(conn: sa.Connection) -> int:
     """Number of records, which is the next index."""
-    return int(conn.execute(_SIZE).scalar_one())
+    return int(_SIZE.all(conn)[0][0])
 
 
 def leaf_bytes(decision: Decision) -> bytes:
@@ -101,15 +102,23 @@ def read(
     Raises:
         InputError: a stored leaf is damaged.
     """
+    wanted: dict[str, Any] = {
+        "model": model, "incident_id": incident_id, "run_id": run_id, "kind": kind, "since": since_index, "limit": limit,
+    }  # fmt: skip
+    values = {name: value for name, value in wanted.items() if value is not None}
+    found = _records(frozenset(values), newest_first).all(conn, values)
+    return [_entry(index, leaf_read_back(leaf)) for index, leaf in found]
+
+
+@functools.cache
+def _records(given: frozenset[str], newest_first: bool) -> Statement:
     query = sa.select(decisions.c.idx, decisions.c.leaf)
-    wanted = {"model": model, "incident_id": incident_id, "run_id": run_id, "kind": kind}
-    for name, value in wanted.items():
-        if value is not None:
-            query = query.where(decisions.c[name] == value)
-    if since_index is not None:
-        query = query.where(decisions.c.idx >= since_index)
-    query = query.order_by(decisions.c.idx.desc() if newest_first else decisions.c.idx).limit(limit)
-    return [_entry(index, leaf) for index, leaf in conn.execute(query)]
+    for name in sorted(given - {"since", "limit"}):
+        query = query.where(decisions.c[name] == sa.bindparam(name))
+    if "since" in given:
+        query = query.where(decisions.c.idx >= sa.bindparam("since"))
+    query = query.order_by(decisions.c.idx.desc() if newest_first else decisions.c.idx)
+    return Statement(lambda _: query.limit(sa.bindparam("limit", type_=sa.Integer())) if "limit" in given else query)
 
 
 def stored(conn: sa.Connection, *columns: sa.ColumnElement[Any], first: int = 0) -> Iterator[sa.Row[Any]]:
@@ -195,7 +204,7 @@ def checkpoint(db: Database, signer: Signer, second_place: Path, *, vouched_by: 
     frontier = json.dumps([subtree.hex() for subtree in tree.frontier])
     with db.transaction() as conn:
         conn.execute(
-            insert(conn, log_checkpoints)
+            insert(conn.dialect, log_checkpoints)
             .values(size=made.size, root_sha256=made.root.hex(), note=note, frontier=frontier)
             .on_conflict_do_nothing()
         )

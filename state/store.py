@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from state.database import Database, insert
 from state.errors import InputError, TerminalError
 from state.leases import Fence
 from state.rows import ActionRow, Row
+from state.statements import Record, Statement
 from state.tables import ROW_TABLES
 
 __all__ = ["Connection", "Database", "Fence", "get", "put", "select"]
@@ -40,8 +42,7 @@ def put(conn: sa.Connection, row: Row, *, fence: Fence | None) -> None:
 
 def get(conn: sa.Connection, row_type: type[T], row_id: str) -> T | None:
     """The row of that id, or None."""
-    table = ROW_TABLES[row_type.table]
-    found = conn.execute(sa.select(table).where(table.c.id == row_id)).one_or_none()
+    found = _by_id(row_type.table).one(conn, {"id": row_id})
     return None if found is None else read(row_type, found)
 
 
@@ -58,15 +59,17 @@ def select(
 
     Ordered by the column `order`, then by id; descending with `newest_first`.
     """
-    table = ROW_TABLES[row_type.table]
-    query = sa.select(table)
+    values: dict[str, Any] = {}
+    forms: list[tuple[str, int]] = []
     for name, value in column_equals.items():
-        column = _column(table, name)
         many = isinstance(value, Sequence) and not isinstance(value, str)
-        query = query.where(column.in_(list(value)) if many else column == value)
-    keys = [_column(table, order), table.c.id]
-    query = query.order_by(*(key.desc() if newest_first else key.asc() for key in keys)).limit(limit)
-    return [read(row_type, found) for found in conn.execute(query)]
+        items = list(value) if many else [value] if value is not None else []
+        forms.append((name, len(items) if many or items else _NULL))
+        values |= {f"{name}_{index}": item for index, item in enumerate(items)}
+    if limit is not None:
+        values["limit"] = limit
+    found = _where(row_type.table, tuple(forms), order, newest_first, limit is not None).all(conn, values)
+    return [read(row_type, record) for record in found]
 
 
 def write(conn: sa.Connection, row: Row, **extra: Any) -> None:
@@ -74,24 +77,60 @@ def write(conn: sa.Connection, row: Row, **extra: Any) -> None:
     fields = row.model_dump(mode="json")
     values = {name: getattr(row, name) for name in row.columns} | extra
     values["body"] = canonical_json({name: fields[name] for name in fields if name not in row.columns}).decode()
-    table = ROW_TABLES[row.table]
-    conn.execute(insert(conn, table).values(values).on_conflict_do_update(index_elements=["id"], set_=values))
+    _upsert(row.table, tuple(values)).run(conn, values)
 
 
-def read(row_type: type[T], found: sa.Row[Any]) -> T:
-    """The typed row of a result.
+def read(row_type: type[T], found: Record) -> T:
+    """The typed row of a result whose first columns are those of the row's table.
 
     Raises:
         InputError: the stored body is damaged, or a newer release wrote it.
     """
-    values = {name: found._mapping[name] for name in row_type.columns}
+    n_columns = len(row_type.columns)
     try:
-        return row_type.model_validate({**json.loads(found._mapping["body"]), **values})
+        return row_type.model_validate(
+            {**json.loads(found[n_columns]), **dict(zip(row_type.columns, found, strict=False))}
+        )
     except (ValueError, TypeError, ValidationError) as exc:
         raise InputError(
-            f"{row_type.table} {found._mapping['id']!r} cannot be read: {exc}",
+            f"{row_type.table} {found[0]!r} cannot be read: {exc}",
             remedy="Run `steady audit verify`, and restore a backup if it finds damage",
         ) from exc
+
+
+_NULL = -1
+
+
+@functools.cache
+def _by_id(table_name: str) -> Statement:
+    table = ROW_TABLES[table_name]
+    return Statement(lambda _: sa.select(table).where(table.c.id == sa.bindparam("id")))
+
+
+@functools.cache
+def _where(
+    table_name: str, forms: tuple[tuple[str, int], ...], order: str, newest_first: bool, limited: bool
+) -> Statement:
+    """A selection by columns, each with the number of its values: `_NULL` asks for a null."""
+    table = ROW_TABLES[table_name]
+    query = sa.select(table)
+    for name, n_values in forms:
+        column = _column(table, name)
+        names = [sa.bindparam(f"{name}_{index}", type_=column.type) for index in range(n_values)]
+        any_of = sa.or_(sa.false(), *(column == name for name in names))
+        query = query.where(column.is_(None) if n_values == _NULL else any_of)
+    keys = [_column(table, order), table.c.id]
+    query = query.order_by(*(key.desc() if newest_first else key.asc() for key in keys))
+    return Statement(lambda _: query.limit(sa.bindparam("limit", type_=sa.Integer())) if limited else query)
+
+
+@functools.cache
+def _upsert(table_name: str, names: tuple[str, ...]) -> Statement:
+    table = ROW_TABLES[table_name]
+    values = {name: sa.bindparam(name, type_=_column(table, name).type) for name in names}
+    return Statement(
+        lambda dialect: insert(dialect, table).values(values).on_conflict_do_update(index_elements=["id"], set_=values)
+    )
 
 
 def _column(table: sa.Table, name: str) -> sa.Column[Any]:

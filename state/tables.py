@@ -34,14 +34,19 @@ class UtcText(sa.types.TypeDecorator[str]):
 UTC_TEXT = UtcText().with_variant(UtcText(collation="C"), "postgresql")
 
 
+def leaf_read_back(value: Any) -> bytes:
+    """The stored leaf as bytes, whatever a hand-made SQL statement left there, so that an audit can name it."""
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
 class LeafBytes(sa.types.TypeDecorator[bytes]):
-    """Bytes that read back whatever a hand-made SQL statement left there, so that an audit can name it."""
+    """Bytes that read back whatever was left there."""
 
     impl = sa.LargeBinary
     cache_ok = True
 
     def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:  # noqa: ARG002
-        return lambda value: value.encode() if isinstance(value, str) else bytes(value)
+        return leaf_read_back
 
 
 metadata = sa.MetaData(
