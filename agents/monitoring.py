@@ -77,8 +77,10 @@ class Measured(BaseModel):
 
 
 class WatchState(TypedDict, total=False):
-    watch: dict[str, Any]
-    measured: dict[str, Any]
+    """A look is over within one call and never stored, so its state keeps its types."""
+
+    watch: Watch
+    measured: Measured
     signals: list[dict[str, Any]]
 
 
@@ -201,11 +203,11 @@ def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
 
 
 def _measure_node(state: WatchState, runtime: Runtime[Platform]) -> WatchState:
-    return {"measured": measure(Watch.model_validate(state["watch"]), runtime.context).model_dump(mode="json")}
+    return {"measured": measure(state["watch"], runtime.context)}
 
 
 def _judge_node(state: WatchState) -> WatchState:
-    return {"signals": judge(Watch.model_validate(state["watch"]), Measured.model_validate(state["measured"]))}
+    return {"signals": judge(state["watch"], state["measured"])}
 
 
 def _watch_graph() -> CompiledStateGraph[WatchState, Platform, WatchState, WatchState]:
@@ -223,8 +225,8 @@ WATCH = _watch_graph()
 
 def look(watch: Watch, platform: Platform) -> tuple[Measured, list[dict[str, Any]]]:
     """One look through the monitoring subgraph."""
-    state = WATCH.invoke({"watch": watch.model_dump(mode="json")}, context=platform)
-    return Measured.model_validate(state["measured"]), list(state["signals"])
+    state = WATCH.invoke({"watch": watch}, context=platform)
+    return state["measured"], list(state["signals"])
 
 
 def reference_profile(platform: Platform, model: str, version: str) -> Profile:

@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from state.spec import ModelSpec
-from tools.drift.performance import block_of
+from tools.drift.performance import block_at
 from tools.ports import Outcomes
 from tools.quality import BatchFacts, Oddities
 
@@ -104,7 +104,7 @@ def _blocks_of(day: str, length: timedelta) -> Iterator[str]:
     first = datetime.fromisoformat(day).replace(tzinfo=UTC)
     step = min(length, timedelta(days=1))
     times = [first + n * step for n in range(int(timedelta(days=1) / step))]
-    yield from dict.fromkeys(block_of(pl.Series(times), length).to_list())
+    yield from dict.fromkeys(block_at(time, length) for time in times)
 
 
 def _count(outcomes: Outcomes, spec: ModelSpec, block: str) -> int:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import polars as pl
-
 from orchestrator.crew import Crew
 from state import store
 from state.rows import DetectorRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
-from tools.drift.performance import block_of
+from tools.drift.performance import block_at
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +49,7 @@ def save_cursor(conn: Connection, spec: ModelSpec, cursor: Cursor, fence: Fence)
 
 def block_name(at: datetime, spec: ModelSpec) -> str:
     """Name of the block that holds `at`: the ISO date (or time) of its start."""
-    return str(block_of(pl.Series([at]), spec.monitoring.block)[0])
+    return block_at(at, spec.monitoring.block)
 
 
 def block_start(at: datetime, spec: ModelSpec) -> datetime:

@@ -333,8 +333,8 @@ def _check_mixture(checks: _Checks, history: FeatureCounts, day: FeatureCounts) 
         return
     ordered = isinstance(day.bins, NumericBins)
     pooled = usable.sum(axis=0)
-    own = np.array([_distance(block, pooled - block, ordered) for block in usable])
-    now = _distance(day.cells[0], pooled, ordered)
+    own = _distances(usable, pooled - usable, ordered)
+    now = float(_distances(day.cells[:1], pooled[None], ordered)[0])
     n_usual = float(np.median(usable.sum(axis=1)))
     n_used = int((pooled > 0).sum())
     noise = _noise(n_valid, n_used, ordered) - _noise(n_usual, n_used, ordered)
@@ -346,11 +346,12 @@ def _check_mixture(checks: _Checks, history: FeatureCounts, day: FeatureCounts) 
     checks.rule("step", day.bins.name, value=value, limits=(MIXTURE_STEP, _NEVER), detail=detail)
 
 
-def _distance(block: Ints, rest: Ints, ordered: bool) -> float:
-    if not rest.sum():
-        return 0.0
-    gap = block / block.sum() - rest / rest.sum()
-    return float(np.abs(np.cumsum(gap)).max() if ordered else np.abs(gap).sum() / 2)
+def _distances(blocks: Ints, rest: Ints, ordered: bool) -> Floats:
+    """KS or total variation of each block from its `rest`, both `(n_blocks, n_cells)`; 0 where that is empty."""
+    total = rest.sum(axis=1, keepdims=True)
+    gap = np.where(total > 0, blocks / blocks.sum(axis=1, keepdims=True) - rest / np.maximum(total, 1), 0.0)
+    found: Floats = np.abs(np.cumsum(gap, axis=1)).max(axis=1) if ordered else np.abs(gap).sum(axis=1) / 2
+    return found
 
 
 def _noise(n_rows: float, n_cells: int, ordered: bool) -> float:

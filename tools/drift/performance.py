@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +23,7 @@ CLIP = 4.0
 """A block counts for at most this many standard deviations, so that one bad day alone raises no alarm."""
 _MONDAY_US = 4 * 86_400_000_000
 """Blocks longer than a day are laid out from Monday 1970-01-05."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def block_loss(metric: Metric, y: npt.ArrayLike, score: npt.ArrayLike, *, threshold: float = 0.5) -> float | None:
@@ -66,6 +67,15 @@ def block_of(times: pl.Series, block: timedelta) -> pl.Series:
     start = (micros - _MONDAY_US) // length * length + _MONDAY_US
     whole_days = length % 86_400_000_000 == 0
     return pl.from_epoch(start, time_unit="us").dt.strftime("%Y-%m-%d" if whole_days else "%Y-%m-%dT%H:%M:%S")
+
+
+def block_at(time: datetime, block: timedelta) -> str:
+    """`block_of` for one UTC time."""
+    length = block // timedelta(microseconds=1)
+    start = _EPOCH + timedelta(
+        microseconds=((time - _EPOCH) // timedelta(microseconds=1) - _MONDAY_US) // length * length + _MONDAY_US
+    )
+    return start.strftime("%Y-%m-%d" if length % 86_400_000_000 == 0 else "%Y-%m-%dT%H:%M:%S")
 
 
 def block_losses(
