@@ -61,6 +61,10 @@ class RecordedWorld(World):
             return None
         return self._records.get(day, functools.partial(self._answered, model, day))
 
+    def labelled(self, model: str, day: str) -> pl.DataFrame:
+        """Joined anew each time: a long recording need not fit."""
+        return self._join_labels(model, day)
+
     def _answered(self, model: str, day: str) -> DayRecord:
         rows = self.rows(model, date.fromisoformat(day))
         task = self.recording.spec.task

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
 
 from evals.world.faults import port_call
 from evals.world.records import Recorded
 from evals.world.truth import LATE_BY
-from evals.world.world import World, empty_labels, matrix_digest, midnight
+from evals.world.world import World, empty_labels
 from state.clock import utc
 from state.errors import ToolRejected
 
+MOMENT = timedelta(microseconds=1)
 ROW_SCHEMA: dict[str, pl.DataType] = {
     "request_id": pl.Utf8(),
     "entity": pl.Utf8(),
@@ -40,7 +41,7 @@ class WorldData:
     @port_call("data.digest")
     def digest(self, model: str) -> str:
         _known(self.world, model)
-        return matrix_digest(history(self.world, model, start=None, end=None).drop("available_at"))
+        return self.world.history(model)[1]
 
 
 class WorldOutcomes:
@@ -104,50 +105,52 @@ class WorldOutcomes:
 
 def history(world: World, model: str, *, start: datetime | None, end: datetime | None) -> pl.DataFrame:
     """Rows that came with the model, with the label and when it became known."""
-    frames = []
-    for day in world.history_days(model):
-        if (start is None or midnight(day) + timedelta(days=1) > start) and (end is None or midnight(day) < end):
-            rows = world.rows(model, day)
-            frames.append(rows.frame.join(rows.labels, on="request_id", how="left", maintain_order="left"))
-    if not frames:
-        day_frame = world.rows(model, world.history_days(model)[0])
-        frames = [day_frame.frame.join(empty_labels(), on="request_id", how="left").clear()]
-    return _between(pl.concat(frames), start, end)
+    return _between(world.history(model)[0], start, end)
 
 
 def predictions(world: World, model: str, *, start: datetime, end: datetime) -> pl.DataFrame:
-    frames = []
-    late = timedelta(0)
-    if any(drift.kind == "late_rows" for drift in world.model(model).truth.drifts):
-        late = LATE_BY
-    for served in world.model(model).days:
-        day = midnight(datetime.fromisoformat(served.day).date())
-        if day + timedelta(days=1) > start and day < end + late:
-            record = world.served(model, served.day)
-            if record is not None:
-                frames.append(record.predictions)
-    if not frames:
-        frames = [_no_predictions(world, model)]
-    return _between(pl.concat(frames), start, end)
+    frames = [
+        record.predictions for day in _served_days(world, model, start, end) if (record := world.served(model, day))
+    ]
+    return _between(pl.concat(frames) if frames else _no_predictions(world, model), start, end)
 
 
 def labelled(world: World, model: str, *, start: datetime, end: datetime, as_of: datetime) -> pl.DataFrame:
     """Prediction records with the label known by `as_of`; of two statements about a row the newer one counts."""
-    found = predictions(world, model, start=start, end=end)
-    days = found["event_time"].dt.date().unique().sort().to_list()
-    known = [world.rows(model, day).labels for day in days]
+    days, own = _served_days(world, model, start, end), _recorded(world, model)
+    if not days:
+        return _no_predictions(world, model).join(empty_labels(), on="request_id", how="inner")
+    if own is None:
+        found = pl.concat([world.labelled(model, day) for day in days])
+    else:
+        frames = [record.predictions for day in days if (record := world.served(model, day))]
+        known = [world.rows(model, date.fromisoformat(day)).labels for day in days]
+        found = pl.concat(frames).join(pl.concat([*known, own]), on="request_id", how="inner", maintain_order="left")
+    until = min(as_of, world.clock.now())
+    found = _between(found, start, end).filter(pl.col("available_at") <= until)
+    if found["request_id"].n_unique() == found.height:
+        return found
+    newest = found.with_row_index("place").sort("available_at", maintain_order=True)
+    newest = newest.unique("request_id", keep="last", maintain_order=True)
+    first = found.with_row_index("first").unique("request_id", keep="first").select("request_id", "first")
+    return newest.drop("place").join(first, on="request_id").sort("first").drop("first")
+
+
+def _served_days(world: World, model: str, start: datetime, end: datetime) -> list[str]:
+    """Days whose records may hold rows with an event time in [start, end)."""
+    late = any(drift.kind == "late_rows" for drift in world.model(model).truth.drifts)
+    first, last = start.date().isoformat(), (end + (LATE_BY if late else timedelta(0)) - MOMENT).date().isoformat()
+    return [served.day for served in world.model(model).days if first <= served.day <= last]
+
+
+def _recorded(world: World, model: str) -> pl.DataFrame | None:
+    """Labels that came through the port; None where none did."""
     own = [
         (request_id, label, datetime.fromisoformat(at).astimezone(UTC))
         for recorded in world.model(model).recorded
         for request_id, label, at in recorded.rows
     ]
-    if own:
-        known.append(pl.DataFrame(own, schema=empty_labels().schema, orient="row"))
-    labels = pl.concat([empty_labels(), *known])
-    until = min(as_of, world.clock.now())
-    labels = labels.filter(pl.col("available_at") <= until).sort("available_at", maintain_order=True)
-    labels = labels.unique("request_id", keep="last", maintain_order=True)
-    return found.join(labels, on="request_id", how="inner", maintain_order="left")
+    return pl.DataFrame(own, schema=empty_labels().schema, orient="row") if own else None
 
 
 def _no_predictions(world: World, model: str) -> pl.DataFrame:
@@ -168,9 +171,12 @@ def _no_predictions(world: World, model: str) -> pl.DataFrame:
 
 
 def _between(frame: pl.DataFrame, start: datetime | None, end: datetime | None) -> pl.DataFrame:
-    if start is not None:
+    low, high = frame["event_time"].min(), frame["event_time"].max()
+    if not isinstance(low, datetime) or not isinstance(high, datetime):
+        return frame
+    if start is not None and low < start:
         frame = frame.filter(pl.col("event_time") >= start)
-    return frame if end is None else frame.filter(pl.col("event_time") < end)
+    return frame if end is None or high < end else frame.filter(pl.col("event_time") < end)
 
 
 def _known(world: World, model: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -49,6 +49,8 @@ class World:
         self._days: dict[tuple[str, str], Day] = {}
         self._served: dict[tuple[str, str], DayRecord] = {}
         self._models: dict[str, Model] = {}
+        self._history: dict[str, tuple[pl.DataFrame, str]] = {}
+        self._labelled: dict[tuple[str, str], pl.DataFrame] = {}
 
     @classmethod
     def load(cls, folder: Path) -> World:
@@ -115,15 +117,14 @@ class World:
                 )
         state = self.model(model)
         state.truth = replace(state.truth, drifts=[*state.truth.drifts, *drifts])
-        self._days = {key: day for key, day in self._days.items() if key[1] < self.state.next_day}
+        self._forget(lambda model, day: day >= self.state.next_day)
 
     def backfill(self, model: str, day: str) -> None:
         """The rows that a `no_rows` drift held back on an ISO day are sent after all, to the route of their own day."""
         state = self.model(model)
         held = [d for d in state.truth.drifts if d.kind == "no_rows" and d.strength(date.fromisoformat(day)) > 0]
         state.truth = replace(state.truth, drifts=[drift for drift in state.truth.drifts if drift not in held])
-        self._days.pop((model, day), None)
-        self._served.pop((model, day), None)
+        self._forget(lambda name, known: (name, known) == (model, day))
 
     def degrade(self, model: str, condition: Condition) -> None:
         """Make a version's server misbehave from now on."""
@@ -193,6 +194,36 @@ class World:
         if key not in self._days:
             self._days[key] = day_rows(self._specs[model], self.model(model).truth, seed=self.state.seed, day=day)
         return self._days[key]
+
+    def _forget(self, which: Callable[[str, str], bool]) -> None:
+        """Days that are another truth from now on. The days before the world's first one never change."""
+        for key in [key for key in {*self._days, *self._served} if which(*key)]:
+            self._days.pop(key, None)
+            self._served.pop(key, None)
+            self._labelled.pop(key, None)
+
+    def history(self, model: str) -> tuple[pl.DataFrame, str]:
+        """Every row that came with the model, oldest first, with the label and when it became known; and its digest."""
+        if model not in self._history:
+            days = [self.rows(model, day) for day in self.history_days(model)]
+            frame = pl.concat([
+                day.frame.join(day.labels, on="request_id", how="left", maintain_order="left") for day in days
+            ])  # fmt: skip
+            self._history[model] = frame, matrix_digest(frame.drop("available_at"))
+        return self._history[model]
+
+    def labelled(self, model: str, day: str) -> pl.DataFrame:
+        """The records of a served ISO day with every label that their pipeline ever reports."""
+        key = (model, day)
+        if key not in self._labelled:
+            self._labelled[key] = self._join_labels(model, day)
+        return self._labelled[key]
+
+    def _join_labels(self, model: str, day: str) -> pl.DataFrame:
+        record = self.served(model, day)
+        assert record is not None
+        labels = self.rows(model, date.fromisoformat(day)).labels
+        return record.predictions.join(labels, on="request_id", how="inner", maintain_order="left")
 
     def served(self, model: str, day: str) -> DayRecord | None:
         """What was answered on an ISO day; None where the model had no traffic."""
@@ -277,7 +308,8 @@ def matrix_digest(frame: pl.DataFrame) -> str:
     digest = hashlib.sha256()
     for column in frame.get_columns():
         if column.dtype == pl.Utf8:
-            digest.update("\x1f".join(value or "\x00" for value in column.to_list()).encode())
+            texts = column.replace("", None).fill_null("\x00")
+            digest.update(str(texts.str.join("\x1f").item()).encode())
         else:
             digest.update(np.ascontiguousarray(column.cast(pl.Float64).fill_null(float("nan")).to_numpy()).tobytes())
     return digest.hexdigest()
