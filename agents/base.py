@@ -11,6 +11,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
+from state.canonical import JsonObject
 from state.ledger import CommittedIntent
 from state.plans import ActionKind, ActionOutcome, AgentName, Proposal
 from state.rows import RolloutRow
@@ -34,9 +35,9 @@ class Situation(BaseModel):
     subject_id: str
     run_id: str
     cause: str
-    facts: dict[str, JsonValue]
+    facts: JsonObject
     """Facts of the run; established ones are `true`, measured ones carry their value."""
-    pinned: dict[str, JsonValue]
+    pinned: JsonObject
     """Args of this step if it was proposed before under this plan: a question asked twice is one question."""
     champion: str | None
     previous: str | None
@@ -82,9 +83,9 @@ class Learned(BaseModel):
     topic: Literal["gates", "analysis", "ab_test", "backtest", "data_quality", "health", "foreign_edit", "world"]
     verdict: str
     summary: str
-    facts: dict[str, JsonValue]
-    details: dict[str, JsonValue] = {}
-    rollout_body: dict[str, JsonValue] | None = None
+    facts: JsonObject
+    details: JsonObject = {}
+    rollout_body: JsonObject | None = None
     """What changes in the body of the rollout that the judgement belongs to."""
 
 

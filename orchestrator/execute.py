@@ -164,14 +164,12 @@ def brief(observed: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return {name: value for name, value in observed.items() if name not in ("blocks", "reference_blocks", "importance")}
 
 
-def recover(crew: Crew, spec: ModelSpec, runs: dict[str, RunRow], *, fence: Fence) -> list[str]:
-    """Settle the actions that an earlier process left open; returns the keys that are still under way.
+def recover(crew: Crew, spec: ModelSpec, rows: list[ActionRow], runs: dict[str, RunRow], *, fence: Fence) -> list[str]:
+    """Settle the open actions that an earlier process left; returns the keys that are still under way.
 
     The outside world is looked at first, by key: what is there is adopted and completed, what is not there is done
     only if policy still allows it, and what cannot be looked up stays as it is.
     """
-    with crew.db.transaction() as conn:
-        rows = ledger.open_actions(conn, spec.model)
     busy: list[str] = []
     for row in rows:
         run = runs.get(row.run_id or "")

@@ -332,19 +332,18 @@ def _record_denial(conn: Connection, run: RunRow, decided: ActionDecided, fence:
         store.put(conn, run, fence=fence)
 
 
-def expire_approvals(crew: Crew, model: str) -> None:
+def expire_approvals(crew: Crew, conn: Connection, model: str) -> None:
     """Give every question whose time has passed its declared outcome; an answer that was never used lapses as well."""
-    with crew.db.transaction() as conn:
-        for row in store.select(conn, ApprovalRow, model=model, status=["pending", "approved"]):
-            if crew.clock.now() < row.expires_at:
-                continue
-            if row.status == "approved":
-                _change_approval(crew, conn, row, "expired", "approved, but not used in time")
-            elif row.on_expiry == "allow":
-                row.answered_by, row.expires_at = "expiry", crew.clock.now() + APPROVAL_TTL
-                _change_approval(crew, conn, row, "approved", "nobody answered; the declared outcome is allow")
-            else:
-                _change_approval(crew, conn, row, "expired", "nobody answered in time; the declared outcome is deny")
+    for row in store.select(conn, ApprovalRow, model=model, status=["pending", "approved"]):
+        if crew.clock.now() < row.expires_at:
+            continue
+        if row.status == "approved":
+            _change_approval(crew, conn, row, "expired", "approved, but not used in time")
+        elif row.on_expiry == "allow":
+            row.answered_by, row.expires_at = "expiry", crew.clock.now() + APPROVAL_TTL
+            _change_approval(crew, conn, row, "approved", "nobody answered; the declared outcome is allow")
+        else:
+            _change_approval(crew, conn, row, "expired", "nobody answered in time; the declared outcome is deny")
 
 
 def _change_approval(

@@ -14,27 +14,25 @@ from state.store import Connection
 ALARM = "policy_alarm"
 
 
-def heed_policy(crew: Crew) -> None:
+def heed_policy(crew: Crew, conn: Connection) -> None:
     """Compare the files with the set that the log approves, and record when they part and when they agree again."""
     policy = crew.policy
     if not isinstance(policy, CurrentPolicy):
         return
-    with crew.db.snapshot() as conn:
-        approved = log.approved_policy(conn)
-        row = store.get(conn, SwitchRow, ALARM)
+    approved = log.approved_policy(conn)
     if approved is None:
         return
+    row = store.get(conn, SwitchRow, ALARM)
     before = policy.sha256
     policy.look(approved)
     said = row.body.get("text") if row is not None else None
     if policy.changed == said and policy.sha256 == before:
         return
-    with crew.db.transaction() as conn:
-        store.put(conn, SwitchRow(id=ALARM, body={"text": policy.changed}), fence=None)
-        if policy.changed is not None:
-            _alarm(crew, conn, policy.changed)
-        else:
-            _sound(crew, conn, policy.sha256)
+    store.put(conn, SwitchRow(id=ALARM, body={"text": policy.changed}), fence=None)
+    if policy.changed is not None:
+        _alarm(crew, conn, policy.changed)
+    else:
+        _sound(crew, conn, policy.sha256)
 
 
 def _alarm(crew: Crew, conn: Connection, problem: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from datetime import datetime
 from typing import Any, cast
 
@@ -34,7 +36,7 @@ def served_rows(conn: Connection, spec: ModelSpec, start: datetime, until: datet
 
 def labels_before(conn: Connection, spec: ModelSpec) -> list[LabelledBlock]:
     """The newest matured blocks in whose labels nothing was found, oldest first."""
-    rows = _rows(conn, spec)[-PREVIOUS:]
+    rows = _rows(conn, spec, n_newest=PREVIOUS)
     return [_block(row) for row in rows if not row.body.get("faulty")]
 
 
@@ -103,18 +105,24 @@ def label_reference(
     row = store.get(conn, DetectorRow, f"{spec.model}/reference/{version}")
     known = cast("list[dict[str, Any]]", row.state.get("labels") or []) if row is not None else []
     if len(known) >= MIN_REFERENCE:
-        return reference_of([LabelCounts.from_cells(block["block"], block["cells"]) for block in known]), live
+        return _reference(json.dumps([[block["block"], block["cells"]] for block in known])), live
     if len(live) < LIVE_REFERENCE:
         return None, []
     return reference_of(live[:LIVE_REFERENCE]), live[LIVE_REFERENCE:]
 
 
-def _rows(conn: Connection, spec: ModelSpec) -> list[BlockRow]:
+@functools.lru_cache(maxsize=16)
+def _reference(blocks: str) -> LabelReference | None:
+    """The reference of a version's training blocks, which every look needs and none changes."""
+    return reference_of([LabelCounts.from_cells(block, cells) for block, cells in json.loads(blocks)])
+
+
+def _rows(conn: Connection, spec: ModelSpec, *, n_newest: int = KEPT) -> list[BlockRow]:
     """Oldest first, without those of a replay that ended."""
     attended = read_attendance(conn, spec.model)
     since = attended.since if attended is not None else ""
     rows = store.select(
-        conn, BlockRow, model=spec.model, topic="outcomes", order="block", newest_first=True, limit=KEPT
+        conn, BlockRow, model=spec.model, topic="outcomes", order="block", newest_first=True, limit=n_newest
     )  # fmt: skip
     return [row for row in reversed(rows) if row.block >= since]
 

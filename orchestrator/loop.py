@@ -9,6 +9,8 @@ from datetime import datetime
 from functools import partial
 from typing import Literal
 
+from pydantic import JsonValue
+
 from orchestrator.attendance import attend
 from orchestrator.bake import watch_bake
 from orchestrator.crew import Crew, tell
@@ -26,7 +28,7 @@ from state.canonical import digest
 from state.errors import RetryableError, ToolRejected
 from state.rows import DetectorRow, OutboxRow, RunRow
 from state.spec import ModelSpec
-from state.store import Fence
+from state.store import Connection, Fence
 
 log = logging.getLogger(f"steadyhand.{__name__}")
 
@@ -43,51 +45,58 @@ def tick(crew: Crew, graph: Graph, spec: ModelSpec) -> Tick:
     """One pass over one model. Reacts to what the rows and the platform say now, never to the memory of an event."""
     with crew.db.transaction() as conn:
         lease = leases.acquire(conn, f"model/{spec.model}", crew.owner, crew.lease_seconds)
-        if lease is not None:
-            attend(crew, conn, spec, fence=lease.fence)
-    if lease is None:
-        return Tick(outcome="not_ours")
-    fence = lease.fence
-    heed_policy(crew)
-    expire_approvals(crew, spec.model)
-    runs = _open_runs(crew, spec.model)
-    busy = recover(crew, spec, {run.id: run for run in runs}, fence=fence)
-    begin(crew, spec, fence=fence)
+        if lease is None:
+            return Tick(outcome="not_ours")
+        fence = lease.fence
+        attend(crew, conn, spec, fence=fence)
+        heed_policy(crew, conn)
+        expire_approvals(crew, conn, spec.model)
+        begin(crew, conn, spec, fence=fence)
+        runs, actions = _open_runs(conn, spec.model), ledger.open_actions(conn, spec.model)
+        outages = store.get(conn, DetectorRow, _outages_id(spec))
+    attempt = partial(_attempt, crew, spec, outages.state if outages is not None else {})
+    busy = recover(crew, spec, actions, {run.id: run for run in runs}, fence=fence)
     looks = [
-        _attempt(crew, spec, "watch", lambda: watch(crew, spec, fence=fence)),
-        _attempt(crew, spec, "route", lambda: watch_route(crew, spec, fence=fence)),
-        _attempt(crew, spec, "bake", lambda: watch_bake(crew, spec, fence=fence)),
-        _attempt(crew, spec, "cadence", lambda: _answer_wins(crew, spec, fence)),
+        attempt("watch", lambda: watch(crew, spec, fence=fence)),
+        attempt("route", lambda: watch_route(crew, spec, fence=fence)),
+        attempt("bake", lambda: watch_bake(crew, spec, fence=fence)),
+        attempt("cadence", lambda: _answer_wins(crew, spec, fence)),
     ]
     progressed = "progressed" in looks
     with crew.db.transaction() as conn:
         if "unavailable" not in looks and cadence_due(crew, conn, spec):
             start_cadence(crew, conn, spec, fence=fence)
             progressed = True
-    for run in _open_runs(crew, spec.model):
+        runs = _open_runs(conn, spec.model)
+    for run in runs:
         if not busy and _awake(run, crew.clock.now()):
-            looks.append(_attempt(crew, spec, f"run/{run.id}", partial(_advance, crew, graph, spec, run, fence)))
+            looks.append(attempt(f"run/{run.id}", partial(_advance, crew, graph, spec, run, fence)))
             progressed |= looks[-1] == "progressed"
-    send_outbox(crew)
+    with crew.db.snapshot() as conn:
+        pending = store.select(conn, OutboxRow, status="pending")
+        under_way = any(action.state == "acting" for action in ledger.open_actions(conn, spec.model))
+    _send(crew, pending)
     if progressed:
         return Tick(outcome="progressed")
-    if "unavailable" in looks:
-        return Tick(outcome="busy")
-    with crew.db.transaction() as conn:
-        under_way = any(action.state == "acting" for action in ledger.open_actions(conn, spec.model))
-    return Tick(outcome="busy" if under_way else "quiet")
+    return Tick(outcome="busy" if under_way or "unavailable" in looks else "quiet")
 
 
 Look = Literal["progressed", "still", "unavailable", "stuck"]
+Outages = dict[str, JsonValue]
+"""What does not answer -> how often in a row, and since when; the row that the tick began with."""
 
 
-def _attempt(crew: Crew, spec: ModelSpec, what: str, step: Callable[[], bool]) -> Look:
+def _outages_id(spec: ModelSpec) -> str:
+    return f"{spec.model}/outages"
+
+
+def _attempt(crew: Crew, spec: ModelSpec, outages: Outages, what: str, step: Callable[[], bool]) -> Look:
     """One part of a tick. An outside system that does not answer holds this part alone; a lasting outage calls a person."""
     row_id = f"{spec.model}/outage/{what}"
     try:
         progressed = step()
     except RetryableError as exc:
-        return _outage(crew, spec, row_id, str(exc))
+        return _outage(crew, spec, outages, what, str(exc))
     except ToolRejected as exc:
         # Reading was refused: asking again at once would be refused again.
         log.warning("%s of %s is refused: %s", what, spec.model, exc)
@@ -95,21 +104,22 @@ def _attempt(crew: Crew, spec: ModelSpec, what: str, step: Callable[[], bool]) -
             tell(crew, conn, key=f"refused/{row_id}/{digest(str(exc))[:16]}", title=f"{spec.model} needs a person",
                  text=f"An outside system refuses: {exc}")  # fmt: skip
         return "stuck"
-    with crew.db.transaction() as conn:
-        known = store.get(conn, DetectorRow, row_id)
-        if known is not None and known.state["n"]:
-            store.put(conn, DetectorRow(id=row_id, model=spec.model, state={"n": 0}), fence=None)
+    if outages.pop(what, None) is not None:
+        with crew.db.transaction() as conn:
+            store.put(conn, DetectorRow(id=_outages_id(spec), model=spec.model, state=outages), fence=None)
     return "progressed" if progressed else "still"
 
 
-def _outage(crew: Crew, spec: ModelSpec, row_id: str, message: str) -> Look:
+def _outage(crew: Crew, spec: ModelSpec, outages: Outages, what: str, message: str) -> Look:
     """Count answers that did not come; after many in a row nothing is waited for, and a person is told once."""
+    row_id = f"{spec.model}/outage/{what}"
     log.warning("%s: %s", row_id, message)
+    known = outages.get(what)
+    n, since = (known["n"], known["since"]) if isinstance(known, dict) else (0, crew.clock.now().isoformat())
+    n = int(str(n)) + 1
+    outages[what] = {"n": n, "since": since}
     with crew.db.transaction() as conn:
-        known = store.get(conn, DetectorRow, row_id)
-        n = int(str(known.state["n"])) + 1 if known is not None else 1
-        since = known.state.get("since") if known is not None and n > 1 else crew.clock.now().isoformat()
-        store.put(conn, DetectorRow(id=row_id, model=spec.model, state={"n": n, "since": since}), fence=None)
+        store.put(conn, DetectorRow(id=_outages_id(spec), model=spec.model, state=outages), fence=None)
         if n < MAX_RETRIES:
             return "unavailable"
         tell(crew, conn, key=f"{row_id}/{since}", title=f"{spec.model}: an outside system does not answer",
@@ -135,9 +145,8 @@ def run_until_quiet(crew: Crew, graph: Graph, spec: ModelSpec, *, max_ticks: int
     return last
 
 
-def _open_runs(crew: Crew, model: str) -> list[RunRow]:
-    with crew.db.transaction() as conn:
-        return store.select(conn, RunRow, model=model, status=["ready", "waiting"])
+def _open_runs(conn: Connection, model: str) -> list[RunRow]:
+    return store.select(conn, RunRow, model=model, status=["ready", "waiting"])
 
 
 def _awake(run: RunRow, now: datetime) -> bool:
@@ -187,10 +196,8 @@ def _answer_wins(crew: Crew, spec: ModelSpec, fence: Fence) -> bool:
     return answered
 
 
-def send_outbox(crew: Crew) -> None:
+def _send(crew: Crew, pending: list[OutboxRow]) -> None:
     """Deliver queued messages; one that cannot be delivered stays queued and is counted."""
-    with crew.db.transaction() as conn:
-        pending = store.select(conn, OutboxRow, status="pending")
     for row in pending:
         try:
             delivered = crew.platform.notifier.send(title=row.title, text=row.text, key=row.key)

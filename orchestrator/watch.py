@@ -42,9 +42,9 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
         return False
     stood_out = False
     while True:
-        _pass_over(crew, spec, fence)
         with crew.db.transaction() as conn:
             cursor = read_cursor(crew, conn, spec)
+            _pass_over(crew, conn, spec, cursor, fence)
             hole = refilled(crew, conn, spec)
             step = (
                 _block_look(crew, conn, spec, champion, datetime.fromisoformat(hole).replace(tzinfo=UTC))
@@ -81,17 +81,15 @@ def _signal(item: dict[str, Any]) -> Signal:
     )  # fmt: skip
 
 
-def begin(crew: Crew, spec: ModelSpec, *, fence: Fence) -> None:
+def begin(crew: Crew, conn: Connection, spec: ModelSpec, *, fence: Fence) -> None:
     """Start the watch at the present block; does nothing where it has begun."""
-    with crew.db.transaction() as conn:
-        if store.get(conn, DetectorRow, f"{spec.model}/cursor") is None:
-            save_cursor(conn, spec, read_cursor(crew, conn, spec), fence)
+    if store.get(conn, DetectorRow, f"{spec.model}/cursor") is None:
+        save_cursor(conn, spec, read_cursor(crew, conn, spec), fence)
 
 
-def _pass_over(crew: Crew, spec: ModelSpec, fence: Fence) -> None:
+def _pass_over(crew: Crew, conn: Connection, spec: ModelSpec, cursor: Cursor, fence: Fence) -> None:
     """Go past blocks in which the system was stopped and nothing was served: there is nothing to measure in them."""
-    with crew.db.snapshot() as conn:
-        cursor, attended = read_cursor(crew, conn, spec), read_attendance(conn, spec.model)
+    attended = read_attendance(conn, spec.model)
     if attended is None:
         return
     start, block, patience = cursor.traffic, spec.monitoring.block, patience_of(crew, spec)
@@ -101,8 +99,7 @@ def _pass_over(crew: Crew, spec: ModelSpec, fence: Fence) -> None:
             break
         cursor.traffic, cursor.paused = end, cursor.paused + 1
     if cursor.traffic > start:
-        with crew.db.transaction() as conn:
-            save_cursor(conn, spec, cursor, fence)
+        save_cursor(conn, spec, cursor, fence)
 
 
 def _served(crew: Crew, spec: ModelSpec, start: datetime, end: datetime) -> bool:

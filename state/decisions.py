@@ -8,8 +8,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
+from state.canonical import JsonObject
 from state.plans import ActionKind, ActionState
 
 
@@ -50,7 +51,7 @@ class Observed(Decision):
     ]  # fmt: skip
     verdict: str
     evidence_ids: list[str] = []
-    details: dict[str, JsonValue] = {}
+    details: JsonObject = {}
 
 
 class PolicyApproved(Decision):
@@ -93,20 +94,20 @@ class ActionDecided(Decision):
     kind: Literal["action_decided"] = "action_decided"
     action: ActionKind
     action_key: str
-    args: dict[str, JsonValue]
+    args: JsonObject
     verdict: Literal["allow", "deny", "needs_approval"]
     rules: list[str]
     """`@id` of the policies that decided."""
     roles: list[str] = []
     reason: str
     principal: str
-    resource: dict[str, JsonValue]
-    facts: dict[str, JsonValue]
+    resource: JsonObject
+    facts: JsonObject
     """The whole policy context, as asked."""
     facts_sha256: str
     policy_sha256: str
     approval_id: str | None = None
-    prior: dict[str, JsonValue] | None = None
+    prior: JsonObject | None = None
     """What an undo would need, of an action that was committed; None in records of format 1."""
     evidence_ids: list[str] = []
 
@@ -118,7 +119,7 @@ class ActionChanged(Decision):
     action: ActionKind
     action_key: str
     state: ActionState
-    observed: dict[str, JsonValue] = {}
+    observed: JsonObject = {}
     message: str = ""
 
 
@@ -130,7 +131,7 @@ class ApprovalChanged(Decision):
     action_key: str
     roles: list[str]
     reason: str = ""
-    args: dict[str, JsonValue] | None = None
+    args: JsonObject | None = None
     """What was asked about, of a question."""
     binding_sha256: str | None = None
     """What an answer is good for, of a question."""
@@ -143,7 +144,7 @@ class Commanded(Decision):
 
     kind: Literal["commanded"] = "commanded"
     command: Literal["goal", "halt", "unhalt", "hold", "resume", "model_added", "spec_changed"]
-    details: dict[str, JsonValue] = {}
+    details: JsonObject = {}
 
 
 AnyDecision: TypeAlias = Annotated[

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict
+
+from state.canonical import JsonObject
 
 AgentName: TypeAlias = Literal["data_validation", "feature_engineering", "training", "deployment", "monitoring"]
 ActionKind: TypeAlias = Literal[
@@ -26,7 +28,7 @@ class Proposal(BaseModel):
     model: str
     subject_id: str
     """The incident or goal that the action serves."""
-    args: dict[str, JsonValue]
+    args: JsonObject
     """Canonical: data digests, version and rollout ids; never a clock or a step index."""
     reason: str
     evidence_ids: list[str] = []
@@ -61,5 +63,5 @@ class ActionOutcome(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     status: Literal["running", "done", "failed", "unknown"]
-    observed: dict[str, JsonValue] = {}
+    observed: JsonObject = {}
     message: str = ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from state.canonical import JsonObject
 from state.facts import FactValue
 from state.plans import ActionKind, ActionState
 
@@ -28,7 +29,7 @@ class ModelRow(Row):
     columns = ("id", "status")
     status: Literal["new", "live", "watched"] = "new"
     held: bool = False
-    spec: dict[str, JsonValue]
+    spec: JsonObject
     spec_sha256: str
     base_path: str
     """Folder that the spec's relative paths start from."""
@@ -41,7 +42,7 @@ class GoalRow(Row):
     model: str | None
     status: Literal["active", "achieved", "refused", "failed", "expired", "withdrawn"]
     standing: bool
-    goal: dict[str, JsonValue]
+    goal: JsonObject
     text: str
     """The sentence as given; data, never an instruction."""
     asked_by: str
@@ -63,7 +64,7 @@ class IncidentRow(Row):
     resolution: str | None = None
     """`recovered`, `not_remediable`, `inconclusive`, `gates_failed`, `quarantined`, `rolled_back`, `escalated` ..."""
     title: str
-    body: dict[str, JsonValue] = {}
+    body: JsonObject = {}
 
 
 class RunRow(Row):
@@ -79,12 +80,12 @@ class RunRow(Row):
     wake_at: AwareDatetime | None = None
     waits_for: str = ""
     plan_revision: int = 0
-    plan: dict[str, JsonValue] | None = None
-    facts: dict[str, JsonValue] = {}
+    plan: JsonObject | None = None
+    facts: JsonObject = {}
     started_at: AwareDatetime
     finished_at: AwareDatetime | None = None
     outcome: str = ""
-    body: dict[str, JsonValue] = {}
+    body: JsonObject = {}
 
 
 class SignalRow(Row):
@@ -97,7 +98,7 @@ class SignalRow(Row):
     threshold: float | None
     incident_id: str | None = None
     evidence_ids: list[str] = []
-    body: dict[str, JsonValue] = {}
+    body: JsonObject = {}
 
 
 class DiagnosisRow(Row):
@@ -118,7 +119,7 @@ class DetectorRow(Row):
     table = "detector_states"
     columns = ("id", "model")
     model: str
-    state: dict[str, JsonValue]
+    state: JsonObject
 
 
 class ApprovalRow(Row):
@@ -128,7 +129,7 @@ class ApprovalRow(Row):
     status: Literal["pending", "approved", "rejected", "expired", "used", "void"]
     action_key: str
     action: ActionKind
-    args: dict[str, JsonValue]
+    args: JsonObject
     binding_sha256: str
     """Digest of action, policy set, evidence ids and discrete facts; a changed one voids the approval."""
     roles: list[str]
@@ -150,7 +151,7 @@ class RolloutRow(Row):
     candidate: str
     stable: str | None
     phase: str
-    body: dict[str, JsonValue] = {}
+    body: JsonObject = {}
     started_at: AwareDatetime
     finished_at: AwareDatetime | None = None
 
@@ -164,7 +165,7 @@ class EvidenceRow(Row):
     topic: str
     at: AwareDatetime
     sha256: str
-    body: dict[str, JsonValue]
+    body: JsonObject
 
 
 class BlockRow(Row):
@@ -176,7 +177,7 @@ class BlockRow(Row):
     topic: str
     block: str
     """ISO date or time of the block's start."""
-    body: dict[str, JsonValue]
+    body: JsonObject
 
 
 class OutboxRow(Row):
@@ -197,7 +198,7 @@ class SwitchRow(Row):
 
     table = "switches"
     columns = ("id",)
-    body: dict[str, JsonValue]
+    body: JsonObject
 
 
 class ActionRow(Row):
@@ -209,18 +210,18 @@ class ActionRow(Row):
     subject_id: str
     kind: ActionKind
     state: ActionState
-    args: dict[str, JsonValue]
+    args: JsonObject
     args_sha256: str
     attempt: int
     agent: str
     run_id: str | None
-    prior: dict[str, JsonValue]
+    prior: JsonObject
     evidence_ids: list[str]
     facts_sha256: str
     policy_sha256: str
     approval_id: str | None
     epoch: int
-    observed: dict[str, JsonValue] = {}
+    observed: JsonObject = {}
     message: str = ""
     created_at: AwareDatetime
     """Domain time of the intent: budgets count by it."""
@@ -248,7 +249,7 @@ class PlanRow(Row):
     model: str
     run_id: str
     revision: int
-    plan: dict[str, JsonValue]
+    plan: JsonObject
     made_at: AwareDatetime
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from state.canonical import canonical_json
+from state.canonical import JSON_OBJECT, canonical_json
 from state.database import Database, insert
 from state.errors import InputError, TerminalError
 from state.leases import Fence
@@ -74,9 +74,10 @@ def select(
 
 def write(conn: sa.Connection, row: Row, **extra: Any) -> None:
     """Insert or replace without a fence and without a look at the type: for `put` and the ledger."""
-    fields = row.model_dump(mode="json")
+    objects = _objects(type(row))
+    fields = row.model_dump(mode="json", exclude=objects | set(row.columns)) | {n: getattr(row, n) for n in objects}
     values = {name: getattr(row, name) for name in row.columns} | extra
-    values["body"] = canonical_json({name: fields[name] for name in fields if name not in row.columns}).decode()
+    values["body"] = canonical_json(fields).decode()
     _upsert(row.table, tuple(values)).run(conn, values)
 
 
@@ -99,6 +100,12 @@ def read(row_type: type[T], found: Record) -> T:
 
 
 _NULL = -1
+
+
+@functools.cache
+def _objects(row_type: type[Row]) -> set[str]:
+    """Fields that are JSON objects, and so need no translation."""
+    return {name for name, field in row_type.model_fields.items() if JSON_OBJECT in field.metadata}
 
 
 @functools.cache

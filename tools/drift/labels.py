@@ -136,18 +136,20 @@ def shift_of(counts: LabelCounts, curve: Floats) -> Shift | None:
     if total < MIN_ROWS:
         return None
     weights = counts.n / total
-    rate, slope = _line(weights, counts.y / np.maximum(counts.n, 1), curve)
+    rate, slope = (float(part) for part in _line(weights, counts.y / np.maximum(counts.n, 1), curve))
     if not math.isfinite(slope):
         return None
     return Shift(block=counts.block, rate=rate, slope=slope, n_rows=counts.n_rows)
 
 
-def _line(weights: Floats, label: Floats, curve: Floats) -> tuple[float, float]:
-    """(rate, slope) of labels by cell on the curve, by weighted least squares."""
+def _line(weights: Floats, label: Floats, curve: Floats) -> tuple[Floats, Floats]:
+    """(rate, slope) of labels by cell on the curve, by weighted least squares; `label` may hold several sets of them."""
     centre = float(weights @ curve)
     spread = float(weights @ (curve - centre) ** 2)
-    rate = float(weights @ label) - centre
-    slope = float(weights @ ((curve - centre) * label)) / spread - 1 if spread > 1e-8 else math.nan
+    rate = np.asarray(label @ weights - centre)
+    slope = np.asarray(
+        ((curve - centre) * label) @ weights / spread - 1 if spread > 1e-8 else np.full(rate.shape, math.nan)
+    )
     return rate, slope
 
 
@@ -174,7 +176,7 @@ RAMP = 2.5
 MAX_WINDOW = 28
 _RATIOS: Floats = np.linspace(0.02, 1.0, 50)
 _LOGITS: Floats = np.concatenate([np.linspace(-6.0, -0.05, 60), np.linspace(0.05, 6.0, 60)])
-_BROKEN: dict[Hypothesis, Callable[[Floats, float], Floats]] = {
+_BROKEN: dict[Hypothesis, Callable[[Floats, Floats], Floats]] = {
     "flip": lambda p, e: p + e * (1 - 2 * p),
     "lost": lambda p, e: (1 - e) * p,
     "gained": lambda p, e: p + e * (1 - p),
@@ -286,19 +288,21 @@ def _fits(reference: LabelReference, moved: Floats, n_blocks: float) -> tuple[Fi
     base = np.array(_line(weights, usual, curve))
     error = reference.covariance * (1 / n_blocks + 1 / len(reference.shifts))
     inverse = np.linalg.inv(error)
-    candidates: dict[Hypothesis, list[tuple[float, Floats]]] = {
-        name: [(float(e), broken(usual, float(e))) for e in (_RATIOS / 2 if name == "flip" else _RATIOS)]
-        for name, broken in _BROKEN.items()
-    }  # more than half flipped would turn the scores round
-    candidates["prior"] = [(float(shift), expit(logit(usual) + shift)) for shift in _LOGITS]
+    # More than half flipped would turn the scores round.
+    strengths: dict[Hypothesis, Floats] = {name: _RATIOS / 2 if name == "flip" else _RATIOS for name in _BROKEN}
+    curves: dict[Hypothesis, Floats] = {
+        name: broken(usual, strengths[name][:, None]) for name, broken in _BROKEN.items()
+    }
+    strengths |= {"prior": _LOGITS, "fade": _RATIOS}
     level = float(weights @ usual)
-    candidates["fade"] = [(float(e), level + (1 - e) * (usual - level)) for e in _RATIOS]
+    curves["prior"] = expit(logit(usual) + _LOGITS[:, None])
+    curves["fade"] = level + (1 - _RATIOS[:, None]) * (usual - level)
     found = []
-    for name, curves in candidates.items():
-        gaps = np.array([moved - (np.array(_line(weights, new, curve)) - base) for _, new in curves])
+    for name, new in curves.items():
+        gaps = moved - (np.stack(_line(weights, new, curve), axis=1) - base)
         distances = np.einsum("ti,ij,tj->t", gaps, inverse, gaps)
         best = int(np.argmin(distances))
         # The variation is that of few blocks: Student's t rather than the normal law.
         p = 2 * float(stdtr(reference.freedom, -math.sqrt(float(distances[best]))))
-        found.append(Fit(hypothesis=name, strength=curves[best][0], p_value=p))
+        found.append(Fit(hypothesis=name, strength=float(strengths[name][best]), p_value=p))
     return tuple(sorted(found, key=lambda fit: -fit.p_value))
