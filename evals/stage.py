@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,16 +160,33 @@ def _enter(crew: Crew, spec: ModelSpec, goal_text: str | None) -> None:
             state_goal(conn, goal, text=goal_text or "", user="operator", stamp=crew.stamp(), ids=crew.ids)
 
 
+@functools.cache
+def _empty_database() -> bytes:
+    """A database of this release's schema: making one takes longer than living through a day."""
+    with tempfile.TemporaryDirectory(prefix="steady-eval-") as folder:
+        path = Path(folder) / "steady.db"
+        with Database.open(f"sqlite:///{path}", durable=False) as db:
+            db.upgrade()
+        return path.read_bytes()
+
+
+@functools.cache
+def _shipped() -> PolicySet:
+    return PolicySet.load(SHIPPED)
+
+
 def make_crew(
     folder: Path, world: World, clock: Clock, said: list[str], *, start: int = 0, owner: str = "worker-1"
 ) -> Crew:
     """A control plane over the state in `folder`; `start` counts restarts."""
-    db = Database.open(f"sqlite:///{folder / 'steady.db'}")
-    db.upgrade()
+    path = folder / "steady.db"
+    if not path.exists():
+        path.write_bytes(_empty_database())
+    db = Database.open(f"sqlite:///{path}", durable=False)
     # Another process draws other ids, even at the same moment of domain time.
     source = random.Random(f"{world.state.seed}/{start}/{owner}")  # noqa: S311  # ids of a simulation
     ids = Uuid7Source(source, milliseconds=lambda: int(clock.now().timestamp() * 1000))
-    policy = CurrentPolicy(policy_folder(folder), PolicySet.load(SHIPPED))
+    policy = CurrentPolicy(policy_folder(folder), _shipped())
     return Crew(
         db=db, policy=policy, platform=build(world), clock=clock, wall=clock, ids=ids, owner=owner,
         signer=load_or_create(folder / "key", "eval"), second_place=folder / "second",

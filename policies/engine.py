@@ -73,6 +73,8 @@ class PolicySet:
     _set: cedarpy.PolicySet = field(repr=False)
     _schema: cedarpy.Schema = field(repr=False)
     _probes: cedarpy.PolicySet = field(repr=False)
+    _facts: dict[ActionKind, frozenset[str]] = field(default_factory=dict, repr=False, compare=False)
+    """What was found so: the set never changes."""
 
     @classmethod
     def load(cls, directory: Path = SHIPPED, approved_sha256: str | None = None) -> PolicySet:
@@ -124,9 +126,11 @@ class PolicySet:
 
     def facts_used(self, action: ActionKind) -> frozenset[str]:
         """Context keys that some policy about `action` reads."""
-        asked = self._ask(_probe_request(action), self._probes, usual_context())
-        names = {rule.removesuffix("|action") for rule in asked.rules if rule.endswith("|action")}
-        return frozenset[str]().union(*(self.policies[name].facts() for name in names))
+        if action not in self._facts:
+            asked = self._ask(_probe_request(action), self._probes, usual_context())
+            names = {rule.removesuffix("|action") for rule in asked.rules if rule.endswith("|action")}
+            self._facts[action] = frozenset[str]().union(*(self.policies[name].facts() for name in names))
+        return self._facts[action]
 
     def _assuming_approval(self, request: PolicyRequest, rules: tuple[str, ...]) -> Verdict:
         roles = sorted({role for rule in rules if (role := self.policies[rule].role) is not None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zlib
@@ -99,19 +100,11 @@ class NumericBins:
 
     def bounds(self) -> tuple[Floats, Floats]:
         """Lower and upper end of every cell, shape `(n_cells,)` each; the outermost are infinite."""
-        inner = np.linspace(self.low, self.high, self.n_grid + 1)[1:-1] if self.n_grid else self.edges
-        cuts = np.concatenate([self.low_tail, [self.low], inner, [self.high], self.high_tail])
-        return np.concatenate([[-np.inf], cuts]), np.concatenate([cuts, [np.inf]])
+        return _bounds(self)
 
     def centres(self) -> Floats:
         """One value for each cell: the value itself where exact, else the middle (outermost: the finite end)."""
-        lower, upper = self.bounds()
-        lower = np.where(np.isfinite(lower), lower, upper)
-        upper = np.where(np.isfinite(upper), upper, lower)
-        middle = (lower + upper) / 2
-        if self.transform == "exact":
-            middle[self.n_low : self.n_low + self.n_interior] = self.values
-        return middle
+        return _centres(self)
 
     def locate(self, values: Column) -> Located:
         numbers, status, retyped = read_numbers(values)
@@ -190,6 +183,30 @@ class LevelBins:
         return Located(slots=np.array(slots, dtype=np.int64), retyped=NO_ROWS, out_of_bounds=NO_ROWS, novel=NO_ROWS)
 
 
+@functools.lru_cache(maxsize=4_096)
+def _bounds(bins: NumericBins) -> tuple[Floats, Floats]:
+    inner = np.linspace(bins.low, bins.high, bins.n_grid + 1)[1:-1] if bins.n_grid else bins.edges
+    cuts = np.concatenate([bins.low_tail, [bins.low], inner, [bins.high], bins.high_tail])
+    return _fixed(np.concatenate([[-np.inf], cuts])), _fixed(np.concatenate([cuts, [np.inf]]))
+
+
+@functools.lru_cache(maxsize=4_096)
+def _centres(bins: NumericBins) -> Floats:
+    lower, upper = _bounds(bins)
+    lower = np.where(np.isfinite(lower), lower, upper)
+    upper = np.where(np.isfinite(upper), upper, lower)
+    middle: Floats = (lower + upper) / 2
+    if bins.transform == "exact":
+        middle[bins.n_low : bins.n_low + bins.n_interior] = bins.values
+    return _fixed(middle)
+
+
+def _fixed(values: Floats) -> Floats:
+    """The same for every caller, so nobody may change it."""
+    values.flags.writeable = False
+    return values
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TextBins:
     """Buckets of hashed words: a row counts once for each of its words."""
@@ -250,8 +267,10 @@ def fit_numeric(
 
 def fit_levels(name: str, values: Column) -> LevelBins:
     """The known levels of a categorical feature, most frequent first, ties by name."""
-    levels = (level_text(item) for item in items_of(values) if not is_missing(item))
-    counts = Counter(level for level in levels if level is not None)
+    items = items_of(values)
+    counts = Counter(item for item in items if type(item) is str)
+    odd = (level_text(item) for item in items if type(item) is not str and not is_missing(item))
+    counts.update(level for level in odd if level is not None)
     ranked = sorted(counts, key=lambda level: (-counts[level], level))
     unlisted = ranked[TOP_LEVELS + KNOWN_LEVELS :]
     n_unseen = sum(1 for n in counts.values() if n == 1) + sum(counts[level] for level in unlisted if counts[level] > 1)

@@ -35,8 +35,10 @@ class Database:
         """What messages call it: the file, or the address without its password."""
 
     @classmethod
-    def open(cls, url: str, *, busy_timeout_seconds: float = 10.0) -> Database:
+    def open(cls, url: str, *, busy_timeout_seconds: float = 10.0, durable: bool = True) -> Database:
         """Open `sqlite:///path/to/file` (made if absent) or `postgresql://...`.
+
+        `durable=False` is for a SQLite file that nobody needs after a power cut: a simulation's.
 
         Raises:
             InputError: the address is neither, the folder is missing, or the file is not a sound database.
@@ -44,7 +46,7 @@ class Database:
         """
         parsed = _parse(url)
         if parsed.get_backend_name() == "sqlite":
-            database = cls._open_sqlite(Path(parsed.database or ""), busy_timeout_seconds)
+            database = cls._open_sqlite(Path(parsed.database or ""), busy_timeout_seconds, durable=durable)
         else:
             database = cls._open_postgres(parsed, busy_timeout_seconds)
         try:
@@ -57,7 +59,7 @@ class Database:
         return database
 
     @classmethod
-    def _open_sqlite(cls, path: Path, busy_timeout_seconds: float) -> Database:
+    def _open_sqlite(cls, path: Path, busy_timeout_seconds: float, *, durable: bool) -> Database:
         if not path.parent.is_dir():
             raise InputError(f"{path.parent} is not a folder", remedy="Create it, or name another database")
         try:
@@ -73,7 +75,7 @@ class Database:
             )
             try:
                 _enter_wal(connection, busy_timeout_seconds)
-                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
                 connection.execute("PRAGMA foreign_keys=ON")
             except BaseException:
                 connection.close()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy import Connection
@@ -90,9 +90,9 @@ def read(row_type: type[T], found: Record) -> T:
     n_columns = len(row_type.columns)
     try:
         return row_type.model_validate(
-            {**json.loads(found[n_columns]), **dict(zip(row_type.columns, found, strict=False))}
+            {**msgspec.json.decode(found[n_columns]), **dict(zip(row_type.columns, found, strict=False))}
         )
-    except (ValueError, TypeError, ValidationError) as exc:
+    except (ValueError, TypeError, msgspec.DecodeError, ValidationError) as exc:
         raise InputError(
             f"{row_type.table} {found[0]!r} cannot be read: {exc}",
             remedy="Run `steady audit verify`, and restore a backup if it finds damage",

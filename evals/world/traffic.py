@@ -49,8 +49,7 @@ def position(model: str, entity: str) -> float:
 def record_day(rows: Day, served: ServedDay, *, loaded: Callable[[str], Model], task: str, model: str) -> DayRecord:
     """Score every row with the arm that its entity is assigned to."""
     frame = rows.frame
-    places = {entity: position(model, entity) for entity in frame["entity"].unique().to_list()}
-    place = np.array([places[entity] for entity in frame["entity"].to_list()], dtype=np.float64)
+    place = np.array([position(model, entity) for entity in frame["entity"].to_list()], dtype=np.float64)
     # Cumulative in route order: raising the last version's share keeps everybody who was on it.
     upper = np.cumsum([arm.weight for arm in served.arms])
     chosen = np.minimum(np.searchsorted(upper, place, side="right"), len(served.arms) - 1)
@@ -69,10 +68,10 @@ def record_day(rows: Day, served: ServedDay, *, loaded: Callable[[str], Model], 
             latency=_latency(len(mine) if arm.digest else 0, arm, rng),
         )
     predictions = frame.with_columns(
-        pl.Series("version", [served.arms[i].version for i in chosen], pl.Utf8),
+        pl.Series("version", [arm.version for arm in served.arms], pl.Utf8).gather(chosen),
         pl.lit(value=False).alias("mirrored"),
         pl.Series("score", score, pl.Float64),
-        pl.Series("flags", [["extra:note"] if extra else [] for extra in rows.extra], pl.List(pl.Utf8)),
+        pl.Series("flags", [[], ["extra:note"]], pl.List(pl.Utf8)).gather(rows.extra.astype(np.int64)),
     )
     order = ["request_id", "entity", "event_time", "version", "mirrored", "score", "flags"]
     features = [name for name in frame.columns if name not in order]

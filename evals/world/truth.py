@@ -5,6 +5,7 @@ Every day is a pure function of (seed, model, day, truth), so nothing but settin
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from dataclasses import dataclass, field, replace
@@ -128,8 +129,8 @@ def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
     seconds = np.sort(rng.integers(0, 86_400 * 1_000, n_rows)) * 1_000
     midnight = datetime.combine(day, time(), UTC)
     event_time = pl.Series("event_time", seconds).cast(pl.Duration("us")) + midnight
-    request_id = pl.Series("request_id", [f"{spec.model}-{day.isoformat()}-{i:06d}" for i in range(n_rows)], pl.Utf8)
-    entity = pl.Series("entity", [f"e{i:05d}" for i in rng.integers(0, truth.n_entities, n_rows)], pl.Utf8)
+    request_id = (f"{spec.model}-{day.isoformat()}-" + _numbers(6, n_rows)[:n_rows]).alias("request_id")
+    entity = ("e" + _numbers(5, truth.n_entities).gather(rng.integers(0, truth.n_entities, n_rows))).alias("entity")
     frame = pl.DataFrame([request_id, entity, event_time.cast(pl.Datetime("us", "UTC")), *inputs.recorded.values()])
     reported = _reported(spec, outcome, shares, fault_rng)
     delay = spec.data.label.delay + timedelta(days=shares["late_labels"])
@@ -149,6 +150,16 @@ def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
         frame=pl.concat([frame, copies]), expected=expected[rows], outcome=outcome[rows], labels=labels,
         extra=extra[rows],
     )  # fmt: skip
+
+
+def _numbers(n_digits: int, n: int) -> pl.Series:
+    """The whole numbers from 0 on as text of so many digits; at least `n` of them."""
+    return _texts(n_digits, 1 << n.bit_length())
+
+
+@functools.lru_cache(maxsize=16)
+def _texts(n_digits: int, n: int) -> pl.Series:
+    return pl.int_range(n, eager=True).cast(pl.Utf8).str.zfill(n_digits)
 
 
 def _lasting(spec: ModelSpec, truth: Truth, seed: int, day: date) -> float:
