@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from state.spec import ModelSpec
 from tools.drift.labels import MIN_ROWS, LabelCounts
-from tools.drift.performance import block_of
+from tools.drift.performance import block_of, rows_by
 from tools.quality import MIN_HISTORY, step_beyond
 from tools.volume import judge_volume
 
@@ -36,8 +36,7 @@ class LabelledBlock(BaseModel):
 
 def labelled_blocks(frame: pl.DataFrame, spec: ModelSpec, served: dict[str, int]) -> list[LabelledBlock]:
     """Every matured block that rows or labels are known of, oldest first. `served` are their rows, by block."""
-    rows = frame.with_columns(block_of(frame["event_time"], spec.monitoring.block).alias("block"))
-    parts = {str(name): part for (name,), part in rows.partition_by("block", as_dict=True).items()}
+    parts = rows_by(frame, block_of(frame["event_time"], spec.monitoring.block))
     found = []
     for block in sorted({*parts, *served}):
         part = parts.get(block)
@@ -57,8 +56,8 @@ def labelled_blocks(frame: pl.DataFrame, spec: ModelSpec, served: dict[str, int]
 
 
 def _cells(part: pl.DataFrame, block: str) -> dict[str, list[list[int]]]:
-    versions = part.partition_by("version", as_dict=True)
-    return {str(v): LabelCounts.of(block, rows["label"], rows["score"]).cells() for (v,), rows in versions.items()}
+    versions = rows_by(part, part["version"])
+    return {v: LabelCounts.of(block, rows["label"], rows["score"]).cells() for v, rows in versions.items()}
 
 
 def check_labels(

@@ -21,7 +21,7 @@ from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
 from state.profile import Profile, read_reference
 from state.spec import ModelSpec
-from tools.drift.performance import block_losses
+from tools.drift.performance import block_losses, rows_by
 from tools.ports import Platform
 from tools.quality import QualityFinding, check_block
 
@@ -126,7 +126,7 @@ RETYPED_SHARE = 0.05
 
 def _retyped(frame: pl.DataFrame) -> list[dict[str, JsonValue]]:
     """Columns that arrived as another type: the server answered and flagged them, and recorded them as missing."""
-    if "flags" not in frame.columns or not frame.height:
+    if "flags" not in frame.columns or not frame["flags"].list.len().sum():
         return []
     flags = frame.select(pl.col("flags").explode().drop_nulls()).to_series()
     unreadable = flags.filter(flags.str.starts_with("unparsable:")).value_counts().sort("flags")
@@ -173,9 +173,9 @@ def _measure_outcomes(watch: Watch, platform: Platform, measured: Measured) -> N
     newest = frame["event_time"].max()
     measured.newest_label = newest.isoformat() if isinstance(newest, datetime) else None
     threshold = getattr(spec.serving, "decision_threshold", 0.5)
-    for (version,), part in frame.partition_by("version", as_dict=True).items():
+    for version, part in rows_by(frame, frame["version"]).items():
         losses = block_losses(spec.objective.metric, part, block=spec.monitoring.block, threshold=threshold)
-        measured.losses[str(version)] = losses
+        measured.losses[version] = losses
 
 
 def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:

@@ -93,7 +93,7 @@ def _odd_rows(frame: pl.DataFrame, spec: ModelSpec) -> Oddities:
     key = ["event_time", *(["entity"] if spec.data.entity else []), *spec.feature_names()]
     distinct = frame.select(name for name in key if name in frame.columns).n_unique()
     extra = 0
-    if "flags" in frame.columns:
+    if "flags" in frame.columns and frame["flags"].list.len().sum():
         unknown = pl.col("flags").list.eval(pl.element().str.starts_with("extra:")).list.any()
         extra = int(frame.select(unknown.fill_null(value=False)).to_series().sum())
     return Oddities(n_rows=frame.height, repeated=frame.height - distinct, extra=extra)

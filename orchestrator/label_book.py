@@ -35,9 +35,9 @@ def served_rows(conn: Connection, spec: ModelSpec, start: datetime, until: datet
 
 
 def labels_before(conn: Connection, spec: ModelSpec) -> list[LabelledBlock]:
-    """The newest matured blocks in whose labels nothing was found, oldest first."""
+    """The newest matured blocks in whose labels nothing was found, oldest first; how labels went with scores left out."""
     rows = _rows(conn, spec, n_newest=PREVIOUS)
-    return [_block(row) for row in rows if not row.body.get("faulty")]
+    return [_block(row, without="cells") for row in rows if not row.body.get("faulty")]
 
 
 def keep_labels(conn: Connection, spec: ModelSpec, measured: Measured, fence: Fence) -> None:
@@ -127,6 +127,6 @@ def _rows(conn: Connection, spec: ModelSpec, *, n_newest: int = KEPT) -> list[Bl
     return [row for row in reversed(rows) if row.block >= since]
 
 
-def _block(row: BlockRow) -> LabelledBlock:
-    names = LabelledBlock.model_fields.keys() - {"block"}
+def _block(row: BlockRow, *, without: str = "") -> LabelledBlock:
+    names = LabelledBlock.model_fields.keys() - {"block", without}
     return LabelledBlock.model_validate({"block": row.block, **{name: row.body[name] for name in names}})

@@ -361,6 +361,8 @@ def _noise(n_rows: float, n_cells: int, ordered: bool) -> float:
 
 def step_beyond(hits: Ints, rows: Ints, earlier_hits: Ints, earlier_rows: Ints) -> float:
     """How much the block's share exceeds the largest earlier one; 0 where days or small numbers explain it."""
+    if int(hits[0]) < 2:
+        return 0.0
     n = max(int(rows[0]), 1)
     share = int(hits[0]) / n
     total = float(earlier_rows.sum())
@@ -369,7 +371,7 @@ def step_beyond(hits: Ints, rows: Ints, earlier_hits: Ints, earlier_rows: Ints) 
     by_day = float(shares.std()) if len(shares) >= 2 else 0.0
     spread = np.sqrt(by_day**2 + usual * (1 - usual) / n + 0.25 / n**2)
     step = share - _worst(earlier_hits, earlier_rows, default=0.0)
-    return step if int(hits[0]) >= 2 and share - usual > _SIGMAS * spread else 0.0
+    return step if share - usual > _SIGMAS * spread else 0.0
 
 
 def _worst(hits: Ints, rows: Ints, *, default: float) -> float:

@@ -127,7 +127,9 @@ def labelled(world: World, model: str, *, start: datetime, end: datetime, as_of:
         known = [world.rows(model, date.fromisoformat(day)).labels for day in days]
         found = pl.concat(frames).join(pl.concat([*known, own]), on="request_id", how="inner", maintain_order="left")
     until = min(as_of, world.clock.now())
-    found = _between(found, start, end).filter(pl.col("available_at") <= until)
+    found, newest_label = _between(found, start, end), found["available_at"].max()
+    if isinstance(newest_label, datetime) and newest_label > until:
+        found = found.filter(pl.col("available_at") <= until)
     if found["request_id"].n_unique() == found.height:
         return found
     newest = found.with_row_index("place").sort("available_at", maintain_order=True)

@@ -13,7 +13,7 @@ from state.errors import ToolRejected
 from state.spec import ManagedServing, Metric, ModelSpec
 from tools.drift import performance
 from tools.drift.labels import LabelCounts
-from tools.drift.performance import block_loss, block_of, metric_value
+from tools.drift.performance import block_loss, block_of, metric_value, rows_by
 
 RIDGE = 1.0
 REGRESSION: tuple[Metric, ...] = ("rmse", "mae")
@@ -95,9 +95,9 @@ def block_losses(spec: ModelSpec, rows: pl.DataFrame, score: Floats) -> dict[str
         spec.objective.metric, scored, block=spec.monitoring.block, threshold=threshold_of(spec)
     )
     cells: dict[str, list[list[int]]] = {}
-    for (name,), part in scored.with_columns(block.alias("block")).partition_by("block", as_dict=True).items():
-        if spec.task == "binary":
-            cells[str(name)] = LabelCounts.of(str(name), part["label"], part["score"]).cells()
+    if spec.task == "binary":
+        for name, part in rows_by(scored, block).items():
+            cells[name] = LabelCounts.of(name, part["label"], part["score"]).cells()
     return {name: BlockLoss(loss=loss, n=n_rows[name], labels=cells.get(name)) for name, loss in losses.items()}
 
 
@@ -118,13 +118,17 @@ def _design(
 ) -> Floats:
     columns: list[Floats] = [np.ones(frame.height)]
     for name, mean, sd in zip(numeric, means, sds, strict=True):
-        value = frame[name].cast(pl.Float64).fill_null(mean).to_numpy()
+        value = _known(frame[name].cast(pl.Float64), mean).to_numpy()
         # Twelve standard deviations: a unit error must hurt the score, not overflow it.
         columns.append(np.clip((value - mean) / sd, -12.0, 12.0))
     for name, known in levels.items():
         values = frame[name]
-        columns.extend((values == level).fill_null(value=False).to_numpy().astype(np.float64) for level in known)
+        columns.extend(_known(values == level, False).to_numpy().astype(np.float64) for level in known)
     return np.column_stack(columns)
+
+
+def _known(values: pl.Series, default: float | bool) -> pl.Series:
+    return values.fill_null(default) if values.null_count() else values
 
 
 def _newton(design: Floats, label: Floats) -> Floats:

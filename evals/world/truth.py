@@ -126,23 +126,26 @@ def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
     else:
         expected = 1.0 / (1.0 + np.exp(-score))
         outcome = (rng.random(n_rows) < expected).astype(np.float64)
-    seconds = np.sort(rng.integers(0, 86_400 * 1_000, n_rows)) * 1_000
-    midnight = datetime.combine(day, time(), UTC)
-    event_time = pl.Series("event_time", seconds).cast(pl.Duration("us")) + midnight
+    micros = _micros(datetime.combine(day, time(), UTC)) + np.sort(rng.integers(0, 86_400 * 1_000, n_rows)) * 1_000
     request_id = (f"{spec.model}-{day.isoformat()}-" + _numbers(6, n_rows)[:n_rows]).alias("request_id")
     entity = ("e" + _numbers(5, truth.n_entities).gather(rng.integers(0, truth.n_entities, n_rows))).alias("entity")
-    frame = pl.DataFrame([request_id, entity, event_time.cast(pl.Datetime("us", "UTC")), *inputs.recorded.values()])
     reported = _reported(spec, outcome, shares, fault_rng)
-    delay = spec.data.label.delay + timedelta(days=shares["late_labels"])
-    labels = frame.select(
-        "request_id", pl.Series("label", reported, pl.Float64), (pl.col("event_time") + delay).alias("available_at")
-    ).filter(pl.Series(rng.random(n_rows) >= truth.unlabelled_ratio))
+    comes = rng.random(n_rows) >= truth.unlabelled_ratio
     if shares["label_missing"]:
-        labels = labels.filter(pl.Series(fault_rng.random(labels.height) >= shares["label_missing"]))
+        comes[comes] = fault_rng.random(int(comes.sum())) >= shares["label_missing"]
+    labelled = np.flatnonzero(comes)
+    delay = spec.data.label.delay + timedelta(days=shares["late_labels"])
+    labels = pl.DataFrame([
+        request_id.gather(labelled), pl.Series("label", reported[labelled], pl.Float64),
+        _times("available_at", micros[labelled] + delay // timedelta(microseconds=1)),
+    ])  # fmt: skip
     late = fault_rng.random(n_rows) < shares["late_rows"]
-    frame = frame.with_columns(pl.col("event_time") - pl.Series(late).cast(pl.Int64) * LATE_BY)
+    event_time = _times("event_time", micros - late * (LATE_BY // timedelta(microseconds=1)))
+    frame = pl.DataFrame([request_id, entity, event_time, *inputs.recorded.values()])
     extra = fault_rng.random(n_rows) < shares["extra"]
     again = np.flatnonzero(fault_rng.random(n_rows) < shares["repeated"])
+    if not len(again):
+        return Day(frame=frame, expected=expected, outcome=outcome, labels=labels, extra=extra)
     # The same row again is another request: with an id, and no label, of its own.
     copies = frame[again].with_columns(pl.col("request_id") + "-again")
     rows = np.concatenate([np.arange(n_rows), again])
@@ -150,6 +153,14 @@ def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
         frame=pl.concat([frame, copies]), expected=expected[rows], outcome=outcome[rows], labels=labels,
         extra=extra[rows],
     )  # fmt: skip
+
+
+def _micros(at: datetime) -> int:
+    return int(at.timestamp()) * 1_000_000
+
+
+def _times(name: str, micros: NDArray[np.int64]) -> pl.Series:
+    return pl.Series(name, micros, pl.Int64).cast(pl.Datetime("us", "UTC"))
 
 
 def _numbers(n_digits: int, n: int) -> pl.Series:

@@ -63,6 +63,8 @@ def metric_value(metric: Metric, loss: float) -> float:
 def block_of(times: pl.Series, block: timedelta) -> pl.Series:
     """Start of the block of each UTC time, as text: an ISO date where blocks are whole days, else an ISO time."""
     length = block // timedelta(microseconds=1)
+    if length == 86_400_000_000:
+        return times.dt.strftime("%Y-%m-%d")
     micros = times.dt.epoch("us")
     start = (micros - _MONDAY_US) // length * length + _MONDAY_US
     whole_days = length % 86_400_000_000 == 0
@@ -85,15 +87,27 @@ def block_losses(
 
     Rows without a label or a score are left out, never counted as class 0; so are blocks that cannot say.
     """
-    rows = frame.drop_nulls(["label", "score"])
-    rows = rows.with_columns(block_of(rows["event_time"], block).alias("__block"))
+    rows = frame
+    if rows["label"].null_count() or rows["score"].null_count():
+        rows = rows.drop_nulls(["label", "score"])
     losses: dict[str, float] = {}
-    for (name,), part in sorted(rows.partition_by("__block", as_dict=True).items()):
-        score = np.array(part["score"].to_list(), dtype=np.float64)
+    for name, part in rows_by(rows, block_of(rows["event_time"], block)).items():
+        listed = isinstance(part["score"].dtype, pl.List | pl.Array)
+        score = np.array(part["score"].to_list(), dtype=np.float64) if listed else part["score"].to_numpy()
         loss = block_loss(metric, part["label"].to_numpy(), score, threshold=threshold)
         if loss is not None and math.isfinite(loss):
-            losses[str(name)] = loss
+            losses[name] = loss
     return losses
+
+
+def rows_by(frame: pl.DataFrame, key: pl.Series) -> dict[str, pl.DataFrame]:
+    """The rows of `frame` by the text in `key`, one a row, in order of it. A look's rows are mostly of one block."""
+    if not len(key):
+        return {}
+    if not key.null_count() and key.min() == key.max():
+        return {str(key[0]): frame}
+    parts = frame.with_columns(key.alias("__key")).partition_by("__key", as_dict=True, include_key=False)
+    return {str(name): part for (name,), part in sorted(parts.items())}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
