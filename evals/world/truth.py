@@ -108,8 +108,27 @@ class _Inputs:
     """Standardised contribution of each feature before its coefficient; shape (n_rows, n_features)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """A day of a model; equal ones have the same rows."""
+
+    rows_of: str
+    seed: int
+    day: date
+    spec: ModelSpec = field(compare=False)
+    truth: Truth = field(compare=False)
+
+
 def day_rows(spec: ModelSpec, truth: Truth, *, seed: int, day: date) -> Day:
-    """The rows of `day`; the same arguments give the same rows."""
+    """The rows of `day`; the same arguments give the same rows. Most days of a suite are days of several scenarios."""
+    acting = replace(truth, drifts=[drift for drift in truth.drifts if drift.strength(day) > 0])
+    rows_of = f"{spec.model}/{spec.task}/{spec.data.label.delay}/{spec.features}/{acting}"
+    return _day_rows(_Wanted(rows_of=rows_of, seed=seed, day=day, spec=spec, truth=acting))
+
+
+@functools.lru_cache(maxsize=1_000)
+def _day_rows(wanted: _Wanted) -> Day:
+    spec, truth, seed, day = wanted.spec, wanted.truth, wanted.seed, wanted.day
     rng = np.random.default_rng([seed, zlib.crc32(spec.model.encode()), day.toordinal()])
     # Faults draw from a source of their own, so that the healthy twin of a scenario has the same rows.
     fault_rng = np.random.default_rng([seed, zlib.crc32(f"{spec.model}/faults".encode()), day.toordinal()])
