@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from datetime import datetime
 from typing import Any, TypedDict, cast
 
@@ -247,7 +248,9 @@ def encode_profile(profile: Profile) -> str:
     return base64.b64encode(profile.to_bytes()).decode()
 
 
+@functools.lru_cache(maxsize=128)
 def decode_profile(bins: Bins, text: str) -> Profile:
+    """The profile that `encode_profile` wrote. Every look reads the newest 28 again, so they are kept."""
     return Profile.from_bytes(bins, base64.b64decode(text))
 
 

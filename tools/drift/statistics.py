@@ -137,13 +137,12 @@ def quantiles(bins: NumericBins, cells: Ints, probabilities: Sequence[float]) ->
     values = np.full((len(cells), len(probabilities)), np.nan)
     errors = np.full_like(values, np.inf)
     rows = np.flatnonzero(total)
-    for column, probability in enumerate(probabilities):
-        target = np.maximum(probability * total[rows], 1e-9)
-        at = (cumulative[rows] < target[:, None]).sum(axis=1)
-        before = cumulative[rows, at] - cells[rows, at]
-        inside = (target - before) / cells[rows, at]
-        values[rows, column] = low[at] + width[at] * inside
-        errors[rows, column] = np.maximum(values[rows, column] - lower[at], upper[at] - values[rows, column])
+    target = np.maximum(total[rows, None] * np.asarray(probabilities), 1e-9)
+    at = (cumulative[rows, None, :] < target[:, :, None]).sum(axis=2)
+    held = np.take_along_axis(cells[rows], at, axis=1)
+    inside = (target - (np.take_along_axis(cumulative[rows], at, axis=1) - held)) / held
+    found = low[at] + width[at] * inside
+    values[rows], errors[rows] = found, np.maximum(found - lower[at], upper[at] - found)
     return values, errors
 
 
