@@ -53,11 +53,9 @@ def calibration_alarms(
     n = len(reference.shifts)
     null = np.maximum([limit.rate, limit.slope], 2 * sd / math.sqrt(n))
     # A block of fewer rows than the reference's varies more: it is scaled to vary as they do, at the most.
-    moved = [
-        math.sqrt(reference.weight(shift)) * (np.array([shift.rate, shift.slope]) - centre)
-        for block in blocks
-        if (shift := shift_of(block, reference.curve)) is not None
-    ]
+    shifts = [shift for block in blocks if (shift := shift_of(block, reference.curve)) is not None]
+    scale = np.sqrt([reference.weight(shift) for shift in shifts])
+    moved = scale[:, None] * (np.array([[shift.rate, shift.slope] for shift in shifts]).reshape(-1, 2) - centre)
     found: list[Departure] = []
     watched: tuple[tuple[Departure, int, float], ...] = (("more", 0, 1.0), ("fewer", 0, -1.0), ("flatter", 1, -1.0))
     for name, at, sign in watched:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -76,7 +77,7 @@ class Shift:
     n_rows: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LabelReference:
     """How labels went with scores while all was well, and how much that varies from block to block."""
 
@@ -95,9 +96,13 @@ class LabelReference:
 
     def weight(self, shift: Shift) -> float:
         """What a block counts for: less than one where it has fewer rows than the reference's, as half of an A/B has."""
-        return min(1.0, shift.n_rows / float(np.median([known.n_rows for known in self.shifts])))
+        return min(1.0, shift.n_rows / self._usual_rows)
 
-    @property
+    @cached_property
+    def _usual_rows(self) -> float:
+        return float(np.median([known.n_rows for known in self.shifts]))
+
+    @cached_property
     def centre(self) -> Floats:
         """Mean (rate, slope) of the reference's own blocks: the pooled curve is steeper than theirs."""
         pairs = np.array([[shift.rate, shift.slope] for shift in self.shifts])
