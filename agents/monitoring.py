@@ -111,7 +111,7 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
     if not frame.height and not any(watch.before.served.values()):
         return  # nothing has ever been served: there is no block to judge yet
     previous = [decode_profile(reference.bins, text) for text in watch.previous_profiles]
-    facts = facts_of(watch.before, measured.intake, watch.spec.monitoring.block)
+    facts = facts_of(watch.before, measured.intake, watch.spec.monitoring.block, frame)
     report = check_block(reference, previous, profile, batch=facts)
     found = [finding_json(finding) for finding in report.findings] + _retyped(frame)
     passed_over = [f for f in found if watch.stopped and f["kind"] in OF_VOLUME]

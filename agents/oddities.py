@@ -77,12 +77,22 @@ def take_stock(outcomes: Outcomes, frame: pl.DataFrame, spec: ModelSpec, block: 
     return Intake(odd=counts, recounted=recounted, late=late, revisions=now)
 
 
-def facts_of(before: Before, intake: Intake, length: timedelta) -> BatchFacts:
-    """The same for the quality rules."""
+def facts_of(before: Before, intake: Intake, length: timedelta, frame: pl.DataFrame) -> BatchFacts:
+    """The same for the quality rules, with what the rows in `frame` show beside their counts."""
     return BatchFacts(
         length=length, served=before.served, holes=before.holes, odd=Oddities(**intake.odd),
-        before=[Oddities(**counts) for counts in before.odd],
+        before=[Oddities(**counts) for counts in before.odd], top_shares=_top_shares(frame),
     )  # fmt: skip
+
+
+def _top_shares(frame: pl.DataFrame) -> dict[str, float]:
+    """Numeric column -> share of its values that are its most frequent one; columns without a value are left out."""
+    shares = {}
+    for column in frame.get_columns():
+        values = column.drop_nulls() if column.dtype.is_numeric() else column.clear()
+        if len(values):
+            shares[column.name] = int(values.unique_counts().max()) / len(values)  # type: ignore[arg-type]  # of a series
+    return shares
 
 
 def _odd_rows(frame: pl.DataFrame, spec: ModelSpec) -> Oddities:

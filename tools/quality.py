@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
@@ -14,6 +14,7 @@ from state.cells import LevelBins, NumericBins
 from state.errors import TerminalError
 from state.profile import FeatureCounts, Profile, merge
 from tools.drift.units import unit_step
+from tools.steps import MIN_HISTORY, SIGMAS, find_spike, grave_step, step_beyond, worst_share
 from tools.volume import judge_volume
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -21,15 +22,17 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Severity: TypeAlias = Literal["hard", "warn"]
 
 HISTORY_BLOCKS = 28
-MIN_HISTORY = 5
-"""Earlier blocks that a step rule needs."""
 OUT_OF_BOUNDS = (0.005, 0.05)
-MISSING_STEP = (0.05, 0.50)
+MISSING_STEP = (0.05, 0.10)
+SPIKE = (0.05, 0.10)
+"""Share of values that one narrow cell gains, alone among its neighbours, beyond what any cell gained in a block."""
 NOT_FINITE = 0.005
 UNPARSABLE = 0.01
 RETYPED = 0.05
 NEW_LEVELS = (0.01, 0.25)
 UNSEEN_FACTOR = 3.0
+SAME_VALUE = 0.75
+"""Share of a cell's values that are equal from which on the cell stands for that value."""
 WORDS = {
     "missing_step": "without a value",
     "not_finite": "not finite",
@@ -51,7 +54,6 @@ REPEATED = (0.005, 0.05)
 LATE = (0.005, 0.05)
 EXTRA = 0.05
 """Share of rows with a column that the contract does not know: told, and nothing that the model reads."""
-_SIGMAS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,9 @@ class BatchFacts:
     odd: Oddities = Oddities()
     before: Sequence[Oddities] = ()
     """Of earlier good blocks."""
+    top_shares: Mapping[str, float] = field(default_factory=dict)
+    """Numeric feature -> share of its values that are its most frequent one. Without it a spike is a warning at most,
+    because values of one cell need not be equal."""
 
 
 def check_block(
@@ -136,7 +141,7 @@ def check_block(
     _check_oddities(checks, facts)
     if n_rows:
         for name in reference.bins.names:
-            _check_feature(checks, history.feature(name), day.feature(name))
+            _check_feature(checks, history.feature(name), day.feature(name), facts.top_shares.get(name))
     if not checks.n_rules:
         raise TerminalError(f"no quality rule could be evaluated for block {block} with {n_rows} rows")
     findings = sorted(checks.findings, key=lambda finding: finding.severity)
@@ -210,7 +215,9 @@ def _check_oddities(checks: _Checks, facts: BatchFacts) -> None:
             checks.rule(kind, None, value=step, limits=limits, detail=detail)
 
 
-def _check_feature(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -> None:
+def _check_feature(
+    checks: _Checks, history: FeatureCounts, day: FeatureCounts, top_share: float | None
+) -> None:
     name = day.bins.name
     n_rows = int(day.n_rows[0])
     absent = int(day.status("absent")[0])
@@ -222,6 +229,7 @@ def _check_feature(checks: _Checks, history: FeatureCounts, day: FeatureCounts) 
         return
     if isinstance(day.bins, NumericBins):
         _check_numeric(checks, history, day, day.bins)
+        _check_spike(checks, history, day, day.bins, top_share)
     _check_new_levels(checks, history, day)
     _check_mixture(checks, history, day)
 
@@ -232,7 +240,7 @@ def _check_values(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -
     missing = day.status("missing")
     before = history.status("missing")
     empty = int(rows[0]) >= NEW_LEVEL_ROWS and not int(day.n_valid[0])
-    worst = _worst(before, history.n_rows, default=0.0)
+    worst = worst_share(before, history.n_rows, default=0.0)
     # A column that was nearly empty in some earlier block (gusts on a calm day) may be empty for a whole one: blocks,
     # not rows, are the independent unit.
     limits = (_NEVER, 1.0)
@@ -246,6 +254,8 @@ def _check_values(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -
         ("retyped", day.status("retyped"), history.status("retyped"), (RETYPED, RETYPED)),
     ):
         step = step_beyond(hits, rows, earlier, history.n_rows)
+        if kind == "missing_step" and not grave_step(step, earlier, history.n_rows):
+            hard = _NEVER
         share = int(hits[0]) / int(rows[0])
         detail = f"{share:.1%} of rows {WORDS[kind]}, {step:.1%} more than in any earlier block"
         checks.rule(kind, name, value=step, limits=(warn, hard), detail=detail)
@@ -275,6 +285,20 @@ def _check_numeric(checks: _Checks, history: FeatureCounts, day: FeatureCounts, 
     detail = f"{novel:.0%} of values are none that the reference has"
     checks.rule("novel_values", day.bins.name, value=novel, limits=(NOVEL_STEP, _NEVER), detail=detail)
     _check_resolution(checks, history, day, bins)
+
+
+def _check_spike(
+    checks: _Checks, history: FeatureCounts, day: FeatureCounts, bins: NumericBins, top_share: float | None
+) -> None:
+    """One value in the place of many: a default for what was not measured. A column of few distinct values may do so."""
+    usable = history.cells[history.n_valid >= MIN_ROWS]
+    if bins.transform == "exact" or len(usable) < MIN_HISTORY or int(day.n_valid[0]) < MIN_ROWS:
+        return
+    spike = find_spike(day.cells[0], usable, slice(bins.n_low, bins.n_low + bins.n_interior))
+    detail = f"{spike.share:.1%} of values are (nearly) one, {spike.step:.1%} beyond what any value gained in a block"
+    is_one = top_share is not None and top_share >= SAME_VALUE * spike.share
+    limits = (SPIKE[0], SPIKE[1] if is_one else _NEVER)
+    checks.rule("spike", day.bins.name, value=spike.step, limits=limits, detail=detail)
 
 
 def _check_resolution(checks: _Checks, history: FeatureCounts, day: FeatureCounts, bins: NumericBins) -> None:
@@ -319,7 +343,7 @@ def _check_new_levels(checks: _Checks, history: FeatureCounts, day: FeatureCount
     pooled = float(history.new_level.sum()) / max(float(history.n_valid.sum()), 1.0)
     share = n_new / n_valid
     expected = max(day.bins.unseen_ratio, pooled)
-    worst = _worst(history.new_level, history.n_valid, default=0.0)
+    worst = worst_share(history.new_level, history.n_valid, default=0.0)
     unusual = n_new >= NEW_LEVEL_ROWS and share > UNSEEN_FACTOR * expected and share > worst
     detail = f"{share:.1%} of values are levels that the reference has not shown, {expected:.2%} were to be expected"
     checks.rule("new_levels", day.bins.name, value=share if unusual else 0.0, limits=NEW_LEVELS, detail=detail)
@@ -339,7 +363,7 @@ def _check_mixture(checks: _Checks, history: FeatureCounts, day: FeatureCounts) 
     n_used = int((pooled > 0).sum())
     noise = _noise(n_valid, n_used, ordered) - _noise(n_usual, n_used, ordered)
     # The history's own blocks hang together: a margin above their worst, not a quantile of 28 numbers.
-    usual = max(1.25 * float(own.max()), float(own.mean() + _SIGMAS * own.std())) + max(noise, 0.0)
+    usual = max(1.25 * float(own.max()), float(own.mean() + SIGMAS * own.std())) + max(noise, 0.0)
     value = now if now > usual else 0.0
     measure = "KS distance" if ordered else "total variation"
     detail = f"{measure} {now:.2f} from the recent blocks, which lie within {own.max():.2f}"
@@ -357,26 +381,6 @@ def _distances(blocks: Ints, rest: Ints, ordered: bool) -> Floats:
 def _noise(n_rows: float, n_cells: int, ordered: bool) -> float:
     """About what chance alone shows in so many rows: the 99 % point of KS, the mean of total variation."""
     return 1.63 / np.sqrt(n_rows) if ordered else 0.4 * float(np.sqrt(n_cells / n_rows))
-
-
-def step_beyond(hits: Ints, rows: Ints, earlier_hits: Ints, earlier_rows: Ints) -> float:
-    """How much the block's share exceeds the largest earlier one; 0 where days or small numbers explain it."""
-    if int(hits[0]) < 2:
-        return 0.0
-    n = max(int(rows[0]), 1)
-    share = int(hits[0]) / n
-    total = float(earlier_rows.sum())
-    usual = float(earlier_hits.sum()) / total if total else 0.0
-    shares = earlier_hits / np.maximum(earlier_rows, 1)
-    by_day = float(shares.std()) if len(shares) >= 2 else 0.0
-    spread = np.sqrt(by_day**2 + usual * (1 - usual) / n + 0.25 / n**2)
-    step = share - _worst(earlier_hits, earlier_rows, default=0.0)
-    return step if share - usual > _SIGMAS * spread else 0.0
-
-
-def _worst(hits: Ints, rows: Ints, *, default: float) -> float:
-    shares: Iterable[float] = (hits[rows > 0] / rows[rows > 0]).tolist()
-    return max(shares, default=default)
 
 
 def _is_bounded(day: FeatureCounts) -> bool:

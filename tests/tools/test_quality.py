@@ -136,7 +136,7 @@ def rounded(part: Columns, rng: np.random.Generator) -> Columns:
 @pytest.mark.parametrize(
     ("fault", "layer", "feature", "kind", "severity"),
     [
-        pytest.param(thirty_percent_null, "L0", "a", "missing_step", "warn", id="30-percent-null"),
+        pytest.param(thirty_percent_null, "L0", "a", "missing_step", "hard", id="30-percent-null"),
         pytest.param(thirty_percent_null, "L1", "a", "missing", "major", id="30-percent-null-in-the-window"),
         pytest.param(without, "L0", "a", "missing_column", "hard", id="column-disappears"),
         pytest.param(all_null, "L0", "a", "all_missing", "hard", id="all-null"),
@@ -394,3 +394,79 @@ def test_a_changed_unit_is_found_on_most_real_days(
     n_found = sum(any(f.kind == "unit_step" for f in report.findings) for report in found)
 
     assert n_found >= least * len(found)
+
+
+def defaults(part: Columns, rng: np.random.Generator, *, feature: str, share: float) -> Columns:
+    """A share of the values becomes the column's mean."""
+    values = np.asarray(part[feature])
+    return part | {feature: np.where(rng.random(len(values)) < share, 0.0, values)}
+
+
+@pytest.mark.parametrize(
+    ("share", "top_share", "severity"),
+    [
+        pytest.param(0.35, 0.35, "hard", id="a-third-is-one-value"),
+        pytest.param(0.35, 0.05, "warn", id="values-beside-one-another"),
+        pytest.param(0.35, None, "warn", id="counts-alone"),
+        pytest.param(0.08, 0.08, "warn", id="below-ten-points"),
+        pytest.param(0.02, 0.02, None, id="too-few-to-tell"),
+    ],
+)
+def test_a_value_that_stands_in_for_others_is_a_spike(
+    world: World, share: float, top_share: float | None, severity: str | None
+) -> None:
+    before, after = world.run(lambda part, rng: defaults(part, rng, feature="a", share=share))
+    facts = BatchFacts(top_shares={} if top_share is None else {"a": top_share})
+
+    report = check_block(world.reference, [before], after.select(after.blocks[:1]), batch=facts)
+
+    found = {(f.feature, f.severity) for f in report.findings if f.kind == "spike"}
+    assert found == (set() if severity is None else {("a", severity)})
+
+
+def test_a_value_that_piles_up_now_and_then_is_no_fault(world: World) -> None:
+    """Rows that share one measurement fill a cell on healthy days, today another one than last week."""
+    rng = np.random.default_rng(5)
+    shares = rng.uniform(0.0, 0.3, 29)
+    profile = Profile.empty(world.bins)
+    for day, share in zip(days("2026-04-01", 29), shares, strict=True):
+        part = rows(rng, ROWS, 0.0)
+        part["a"] = np.where(rng.random(ROWS) < share, float(rng.normal()), part["a"])
+        profile += Profile.count(world.bins, part, day)
+
+    *_, today = profile.blocks
+    facts = BatchFacts(top_shares={"a": 0.3})
+    report = check_block(world.reference, [profile.select(profile.blocks[:-1])], profile.select([today]), batch=facts)
+
+    assert not report.faulty
+
+
+def missing_at(world: World, shares: list[float], *, seed: int = 7) -> set[tuple[str | None, str]]:
+    """Findings about the last day of one whose `a` is missing in these shares of its rows."""
+    rng = np.random.default_rng(seed)
+    profile = Profile.empty(world.bins)
+    for day, share in zip(days("2026-04-01", len(shares)), shares, strict=True):
+        part = rows(rng, ROWS, 0.0)
+        part["a"] = np.where(rng.random(ROWS) < share, np.nan, part["a"])
+        profile += Profile.count(world.bins, part, day)
+    before, today = profile.select(profile.blocks[:-1]), profile.select(profile.blocks[-1:])
+    report = check_block(Profile.empty(world.bins), [before], today)
+    return {(f.feature, f.severity) for f in report.findings if f.kind == "missing_step"}
+
+
+@pytest.mark.parametrize(
+    ("shares", "found"),
+    [
+        pytest.param([0.0] * 28 + [0.2], {("a", "hard")}, id="a-fifth-where-none-were"),
+        pytest.param([0.02] * 28 + [0.12], {("a", "warn")}, id="a-few"),
+        pytest.param([0.0, 0.3, 0.05, 0.25] * 7 + [0.4], set(), id="a-rate-that-wanders"),
+        pytest.param([0.02 * k for k in range(20)], set(), id="a-rate-that-climbs"),
+        pytest.param([0.0] * 14 + [0.25] + [0.0] * 13 + [0.6], {("a", "hard")}, id="farther-than-it-ever-moved"),
+        pytest.param([0.0] * 14 + [0.25] + [0.0] * 13 + [0.45], {("a", "warn")}, id="as-far-as-it-moved-before"),
+        pytest.param([0.0] * 4 + [0.3], {("a", "warn")}, id="too-few-days-to-know-it"),
+    ],
+)
+def test_values_that_go_missing_are_a_fault_where_the_column_never_moved_so(
+    world: World, shares: list[float], found: set[tuple[str | None, str]]
+) -> None:
+    assert missing_at(world, shares) == found
