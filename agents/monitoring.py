@@ -17,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 from agents.base import Move, Situation, Wait, done, failed, proposal, specialist, text_arg
 from agents.labels import LabelledBlock, check_labels, labelled_blocks
 from agents.oddities import Before, Intake, facts_of, take_stock
+from agents.skew import Comparison, compare, find_skew
 from state.bins import Bins
 from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
@@ -64,6 +65,7 @@ class Measured(BaseModel):
     profile: str | None = None
     findings: list[dict[str, JsonValue]] = []
     intake: Intake = Intake()
+    compared: Comparison = Comparison()
     not_judged: list[str] = []
     """What would have been a finding, had the system run throughout the block."""
     losses: dict[str, dict[str, float]] = {}
@@ -108,6 +110,7 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
     profile = profile_of(reference.bins, frame, watch.traffic_block)
     measured.profile = encode_profile(profile)
     measured.intake = take_stock(platform.outcomes, frame, watch.spec, watch.traffic_block, watch.before)
+    measured.compared = compare(platform.features, frame, watch.spec)
     if not frame.height and not any(watch.before.served.values()):
         return  # nothing has ever been served: there is no block to judge yet
     previous = [decode_profile(reference.bins, text) for text in watch.previous_profiles]
@@ -183,6 +186,12 @@ def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
     """Symptoms of this look that stand by themselves; losses are judged over time, by the detector's state."""
     signals: list[dict[str, JsonValue]] = []
     hard = [f for f in measured.findings if f["severity"] == "hard"]
+    skew = find_skew(measured.compared, watch.before.compared)
+    if skew is not None:
+        # What the online store serves wrongly needs no other explanation upstream.
+        about = [f for f in measured.findings if f["feature"] in skew["skewed"] and f["severity"] == "hard"]
+        hard = [f for f in hard if f not in about]
+        signals.append({**skew, "block": watch.traffic_block, "findings": cast(JsonValue, about)})
     if not measured.server_ready:
         hard = [f for f in hard if f["kind"] not in OF_VOLUME]
     if hard:

@@ -33,6 +33,8 @@ class Before(BaseModel):
     """Revision of the records by event day at the last look; None before the first."""
     odd: list[dict[str, int]] = []
     """Odd rows of earlier good blocks."""
+    compared: list[dict[str, int]] = []
+    """`n_keys` and `n_differ` of earlier good blocks: served against offline values."""
 
 
 class Intake(BaseModel):

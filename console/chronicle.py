@@ -40,7 +40,7 @@ HAPPENED = ("verified", "reverted")
 _LEVELS = ("none", "warn", "major")
 _TOLD_ACTIONS = frozenset(
     {"train_candidates", "shift_traffic", "run_ab_test", "promote", "rollback", "quarantine_data", "restart_server",
-     "accept_drift", "hold", "resume"}
+     "rollback_features", "accept_drift", "hold", "resume"}
 )  # fmt: skip
 
 

@@ -78,6 +78,8 @@ class _Reader:
                 return self._route(effect)
             case "outcomes.quarantine":
                 return [("quarantine", None)]
+            case "features.rollback":
+                return [("roll_back_features", None)]
             case "notifier.send":
                 return [("tell", None)]
         return []

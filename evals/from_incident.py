@@ -127,6 +127,8 @@ def _entry(record: Record) -> Part:
     match record.incident.cause:
         case "data_fault":
             return {**_data_fault(record), **_span(record)}
+        case "skew":
+            return {**_skew(record), **_span(record)}
         case "label_fault":
             return {**_label_fault(record), **_span(record)}
         case "concept_drift" | "stale_model" | "prior_shift" | "covariate_shift_harmful" | "covariate_shift_harmless":
@@ -166,6 +168,16 @@ def _data_fault(record: Record) -> Part:
         return {"inject": inject, **({"features": features} if features else {}), "magnitude": round(share, 4)}
     kinds = ", ".join(sorted({str(f["kind"]) for f in hard})) or "none is recorded"
     raise _cannot(record, f"no injection stands for its findings ({kinds})")
+
+
+def _skew(record: Record) -> Part:
+    numeric = {f.name for f in record.spec.features if f.type == "numeric"}
+    features = [str(name) for name in record.details.get("skewed", []) if name in numeric]
+    if not features:
+        raise _cannot(record, "no numeric feature is recorded as skewed")
+    record.taken.append(f"the skewed features: {', '.join(features)}")
+    record.assumed.append("a release of the feature view served the mean for a tenth of the keys, and can be taken back")
+    return {"inject": "skew", "features": features, "magnitude": 0.1, "release": "kept"}
 
 
 def _factor(record: Record, detail: str) -> float:

@@ -158,7 +158,10 @@ def _change_data(scene: Scene, entry: DataChange) -> None:
             kind=entry.inject, start=scene.date_of(entry.day).isoformat(), until=until, magnitude=entry.magnitude,
             features=tuple(features), level=entry.level, ramp_days=entry.ramp_days,
         )  # fmt: skip
-        scene.world.drift(model.name, drift)
+        if entry.release is not None:
+            scene.world.release_features(model.name, drift, keep_previous=entry.release == "kept")
+        else:
+            scene.world.drift(model.name, drift)
 
 
 def _release(scene: Scene, entry: Release) -> None:

@@ -53,6 +53,9 @@ class DataChange(Injection):
     """None named: every feature of the fitting type."""
     level: str | None = None
     """segment: the level of the first named feature inside which the concept turns; new_level: its name."""
+    release: Literal["kept", "only"] | None = None
+    """skew: a release of the feature view is behind it; `kept`: the store still has the revision before it, `only`: it
+    cannot return to one. None: the store knows of no release."""
     table: str | None = None
     """An upstream table: the change hits the features that every model reads from it."""
 

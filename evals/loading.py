@@ -34,7 +34,7 @@ QUICK: dict[str, JsonValue] = {
     },
 }  # fmt: skip
 """A pace at which a whole remedy, from onset to sustained health, takes four weeks of domain time."""
-_PORTS = ("pipelines", "registry", "servers", "mesh", "metrics", "data", "outcomes", "notifier")
+_PORTS = ("pipelines", "registry", "servers", "mesh", "metrics", "data", "outcomes", "features", "notifier")
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -148,6 +148,8 @@ def _entry_problems(
                 yield "table", f"no model reads from {entry.table!r}; declare it under models[].tables"
             if entry.table is not None and entry.features:
                 yield "features", "name the table or the features, not both"
+            if entry.release is not None and entry.inject != "skew":
+                yield "release", "only `skew` can have a release of the feature view behind it"
             if entry.inject == "segment" and (not entry.features or entry.level is None):
                 yield "level", "a segment is one feature and one of its levels"
         case PlatformFault():

@@ -15,7 +15,7 @@ from state.spec import Name
 Family: TypeAlias = Literal["drift", "rollout", "limits", "adversarial"]
 EffectName: TypeAlias = Literal[
     "backtest", "train", "register", "stage", "traffic_to_candidate", "promote", "roll_back", "retire", "restart_server",
-    "quarantine", "tell",
+    "quarantine", "tell", "roll_back_features",
 ]  # fmt: skip
 """Changes of the world as its own ledger shows them; `traffic_to_candidate` is any share above 0 for another version
 than the champion."""

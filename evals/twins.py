@@ -13,7 +13,10 @@ from evals.scene import Scene
 from evals.stage import set_stage
 from state.canonical import digest
 
-UNSAFE = frozenset({"traffic_to_candidate", "promote", "roll_back", "quarantine", "stage", "retire", "restart_server"})
+UNSAFE = frozenset(
+    {"traffic_to_candidate", "promote", "roll_back", "quarantine", "stage", "retire", "restart_server",
+     "roll_back_features"}
+)  # fmt: skip
 """What a healthy model must not see. A backtest, a training and a message within their budgets change no answer."""
 
 

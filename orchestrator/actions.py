@@ -149,8 +149,8 @@ _FEATURES = (
     ),
     ActionDeclaration(
         kind="rollback_features", agent="feature_engineering", group="risky",
-        does="return the feature view to its previous version",
-        parameters=("feature_view", "version", "after"),
+        does="return the feature view to its previous revision",
+        parameters=("feature_view", "revision", "after"),
         needs=frozenset({"feature_skew_found"}),
         makes=frozenset({"fault_contained", "features_consistent"}),
         ends=frozenset({"features_online", "feature_skew_found"}),

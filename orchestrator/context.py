@@ -10,6 +10,7 @@ import polars as pl
 
 from orchestrator.actions import CATALOGUE
 from orchestrator.crew import Crew
+from orchestrator.signals import FAULTS
 from policies.context import ContextValue, GivenValue, build_context
 from state import store
 from state.plans import ActionKind, Proposal
@@ -30,6 +31,10 @@ from state.store import Connection
 TRAININGS: tuple[ActionKind, ...] = ("train_candidates",)
 _HOUR, _DAY, _MONTH = timedelta(hours=1), timedelta(days=1), timedelta(days=30)
 REMEDY_COOLDOWN = timedelta(days=14)
+SAME_REMEDY: dict[ActionKind, tuple[str, ...]] = {
+    "train_candidates": ("recipe_sha256", "end"), "rollback_features": ("feature_view", "revision", "after"),
+}  # fmt: skip
+"""Remedies that are not tried again unchanged, with the args that make two of them the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,13 +124,15 @@ def _ledger_counts(crew: Crew, conn: Connection, proposal: Proposal, own_key: st
 
 
 def _same_remedy(actions: list[ActionRow], proposal: Proposal, now: datetime) -> bool:
-    """Whether the same recipe on the same cut was trained within the cooldown, for whatever incident."""
-    if proposal.kind != "train_candidates":
+    """Whether the same recipe on the same cut was trained, or the same release of features taken back, within the
+    cooldown, for whatever incident."""
+    names = SAME_REMEDY.get(proposal.kind)
+    if names is None:
         return False
-    remedy = (proposal.args.get("recipe_sha256"), proposal.args.get("end"))
+    remedy = [proposal.args.get(name) for name in names]
     return any(
-        a.kind == "train_candidates"
-        and (a.args.get("recipe_sha256"), a.args.get("end")) == remedy
+        a.kind == proposal.kind
+        and [a.args.get(name) for name in names] == remedy
         and a.state in ("done", "verified")
         and now - a.created_at < REMEDY_COOLDOWN
         for a in actions
@@ -165,9 +172,7 @@ def _incidents_of(conn: Connection, model: str, rollouts: frozenset[str]) -> fro
 def _fault_open(incidents: list[IncidentRow]) -> bool:
     """Whether an open fault has days that are not quarantined. Labels in doubt are a fact of their own."""
     return any(
-        row.cause in ("data_fault", "label_fault")
-        and not row.body.get("in_doubt")
-        and row.body.get("quarantined") != row.body.get("days")
+        row.cause in FAULTS and not row.body.get("in_doubt") and row.body.get("quarantined") != row.body.get("days")
         for row in incidents
     )
 

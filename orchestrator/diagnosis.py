@@ -22,6 +22,8 @@ class Symptoms:
     """What speaks for a fault of the labels, where they are under suspicion."""
     against_labels: tuple[str, ...] = ()
     """What speaks against one, where it was looked for."""
+    skew: str | None = None
+    """How served values differ from the offline ones, where they do."""
     calibration: str | None = None
     """How probabilities are off, where they are while the objective holds."""
     server_ready: bool | None = None
@@ -60,7 +62,7 @@ def diagnose(symptoms: Symptoms) -> Diagnosis:
     what changed in the world is judged only where nothing is broken.
     """
     ruled_out: dict[str, str] = {}
-    for judge in (_data_fault, _label_fault, _serving_fault, _bad_release, _calibration, _world):
+    for judge in (_skew, _data_fault, _label_fault, _serving_fault, _bad_release, _calibration, _world):
         found = judge(symptoms, ruled_out)
         if found is not None:
             return found
@@ -70,6 +72,19 @@ def diagnose(symptoms: Symptoms) -> Diagnosis:
         evidence_against=tuple(ruled_out.values()),
         alternatives=ruled_out,
     )
+
+
+def _skew(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:
+    """What is served is not what training reads: it explains whatever else the served values show."""
+    if symptoms.skew is None:
+        return None
+    return Diagnosis(
+        cause="skew", evidence_for=(symptoms.skew, *symptoms.quality_findings), evidence_against=(),
+        alternatives={
+            "data_fault": "the offline values of the same rows are other ones: the source is not what changed",
+            "covariate_shift_harmful": "a change of the world would show in both stores alike",
+        },
+    )  # fmt: skip
 
 
 def _data_fault(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:

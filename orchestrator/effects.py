@@ -346,6 +346,18 @@ def _quarantined(
             begin_anew(conn, intent.model, only_alarmed=False)  # it has counted losses of these days
 
 
+def _features_rolled_back(
+    crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
+) -> None:
+    """Told anew, now with what was done about it; health counts from here."""
+    run.facts |= {
+        "rolled_back_view": True, "owner_told": False,
+        "story": f"{run.facts.get('story')}; the feature view {outcome.observed['feature_view']} was returned from "
+        f"revision {outcome.observed['previous']} to {outcome.observed['revision']}",
+    }  # fmt: skip
+    run.body["remedied_at"] = crew.clock.now().isoformat()
+
+
 def _held(
     crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
 ) -> None:
@@ -371,6 +383,7 @@ _SPECIFIC = {
     "rollback": _rolled_back,
     "retire_version": _retired,
     "quarantine_data": _quarantined,
+    "rollback_features": _features_rolled_back,
     "hold": _held,
     "resume": _held,
 }

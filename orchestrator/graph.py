@@ -235,6 +235,12 @@ def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, rulin
         crew, conn, run, desk.spec, proposal, fence=desk.fence
     ):  # fmt: skip
         return
+    if REJECTED in ruling.rules and proposal.kind == "rollback_features":
+        # The release stays; what it serves is still no data to learn from.
+        run.facts["no_rollback"] = True
+        run.status, run.wake_at, run.waits_for = "ready", None, ""
+        store.put(conn, run, fence=desk.fence)
+        return
     if REJECTED in ruling.rules:
         give_up(crew, conn, run, "rejected", ruling.reason, fence=desk.fence)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Literal
 
+from orchestrator.actions import FactName
 from orchestrator.aims import Aim, reach
 from orchestrator.awaited import still_missing
 from orchestrator.change import begin_anew, symptoms_passed
@@ -12,7 +13,8 @@ from orchestrator.crew import Crew, observe, tell
 from orchestrator.goal_aims import goal_aim
 from state import log, store
 from state.decisions import IncidentChanged
-from state.rows import DetectorRow, GoalRow, IncidentRow, RolloutRow, RunRow
+from state.plans import ActionKind
+from state.rows import ApprovalRow, DetectorRow, GoalRow, IncidentRow, RolloutRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 from tools.drift.performance import EDetector
@@ -104,6 +106,8 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
             return _recovering(
                 crew, run, spec, outcome="quarantined" if incident.body.get("quarantined") else "arrived"
             )
+        case "skew":
+            return _skew_aim(crew, conn, run, spec)
         case "serving_fault":
             if not facts.get("serving_healthy"):
                 return reach("serving_healthy")
@@ -118,6 +122,28 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
             return Aim(move="end", outcome="handed_over") if facts.get("owner_told") else reach("owner_told")
         case _:
             return _world_aim(crew, conn, run, spec, incident)
+
+
+def _skew_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
+    """Take the days that were served with skew out of training, and the release behind them back; nothing is retrained.
+
+    Neither waits while a person is asked about the other. Where nothing can be taken back the owner has to know, and
+    days go on being taken out until the values agree again.
+    """
+    facts = run.facts
+    if not facts.get("owner_told") and "denied_since" in run.body:
+        return reach("owner_told")
+    steps: dict[FactName, ActionKind] = {
+        "fault_contained": "quarantine_data", "features_consistent": "rollback_features", "owner_told": "notify",
+    }  # fmt: skip
+    if facts.get("no_rollback"):
+        del steps["features_consistent"]
+    missing: list[FactName] = [fact for fact in steps if not facts.get(fact)]
+    if missing:
+        asked = {row.action for row in store.select(conn, ApprovalRow, model=run.model, status="pending")}
+        return reach(next((fact for fact in missing if steps[fact] not in asked), missing[0]))
+    returned = bool(facts.get("features_consistent"))
+    return _recovering(crew, run, spec, outcome="features_rolled_back" if returned else "quarantined")
 
 
 def _world_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incident: IncidentRow) -> Aim:
@@ -217,6 +243,7 @@ CLOSING = {
     "handed_over": "nothing here remedies it by itself; the owner has what was found and decides",
     "arrived": "what was missing has come and is sound",
     "quarantined": "the faulty days are out of training and judgement, and the data has been sound since",
+    "features_rolled_back": "the feature view is back at its earlier revision, and served values agree with offline ones",
     "rolled_back": "the candidate was taken off; the champion serves",
     "superseded": "a person asked for another version, and the candidate made way; the champion serves",
     "escalated": "the remedy did not help or may not be repeated; a person has the history",

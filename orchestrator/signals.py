@@ -18,7 +18,7 @@ class Signal(BaseModel):
 
     name: str
     """`loss_alarm`, `major_drift`, `challenger_better`, `calibration_lost`, `data_fault`, `label_fault`, `serving_fault`,
-    `canary_failed`."""
+    `canary_failed`, `skew`."""
     text: str
     """One sentence with the figures."""
     block: str | None = None
@@ -83,4 +83,5 @@ def joined(known: dict[str, JsonValue], more: dict[str, JsonValue]) -> dict[str,
     return body
 
 
-FAULTS = frozenset({"data_fault", "label_fault"})
+FAULTS = frozenset({"data_fault", "label_fault", "skew"})
+"""Causes and signals that spoil the days on which they hold."""

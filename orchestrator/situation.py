@@ -9,6 +9,7 @@ from orchestrator.actions import FACT_NAMES
 from orchestrator.change import change_of
 from orchestrator.context import champion_of, corrected_today, last_traffic_key, written_weights
 from orchestrator.crew import Crew
+from orchestrator.signals import FAULTS
 from state import store
 from state.canonical import digest
 from state.plans import ActionKind
@@ -32,7 +33,7 @@ def situation_of(crew: Crew, run: RunRow, spec: ModelSpec, step: ActionKind) -> 
         corrected = corrected_today(crew, conn, spec.model)
         open_faults = [
             row for row in store.select(conn, IncidentRow, model=spec.model, status="open")
-            if row.cause in ("data_fault", "label_fault")
+            if row.cause in FAULTS
             # What a backtest says of the days in doubt is what a person may want to know before answering.
             and not (step == "backtest_recipe" and row.body.get("in_doubt"))
         ]  # fmt: skip

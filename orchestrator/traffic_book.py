@@ -25,6 +25,7 @@ def read_before(conn: Connection, spec: ModelSpec, good: list[BlockRow], *, sinc
         served={block: n for block, n in state["rows"].items() if block >= since},
         holes=state["holes"], passed=state["passed"], revisions=state["revisions"],
         odd=[cast("dict[str, int]", row.body["odd"]) for row in good if row.body.get("odd")],
+        compared=[cast("dict[str, int]", row.body["compared"]) for row in good if row.body.get("compared")],
     )  # fmt: skip
 
 

@@ -79,6 +79,7 @@ def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -
         candidate_serving=bool(baking),
         canary_failed=signal.name == "canary_failed",
         loss_alarm=signal.name == "loss_alarm",
+        skew=signal.text if signal.name == "skew" else None,
         calibration=signal.text if signal.name == "calibration_lost" else None,
         loss=details.get("loss"),
         reference_loss=details.get("reference"),
@@ -101,14 +102,15 @@ def _matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diag
             return row
         if row.cause == diagnosis.cause or row.signal == signal.name:
             return row
-        world = {"data_fault", "label_fault", "serving_fault", "bad_release"}
-        if row.cause not in world and diagnosis.cause not in world:
-            return row
+        broken = {"data_fault", "label_fault", "serving_fault", "bad_release", "skew"}
+        if row.cause not in broken - {"skew"} and diagnosis.cause not in broken:
+            return row  # worse predictions and moved inputs are what skew looks like as well
     return None
 
 
 TITLES = {
     "data_fault": "faulty data arrives",
+    "skew": "serving and training read different values",
     "label_fault": "the labels are not to be trusted",
     "calibration_lost": "probabilities are off",
     "serving_fault": "the champion's server fails",
@@ -156,6 +158,8 @@ def _open(
         first = _shares_cause_with(conn, spec, signal)
         if first is not None:
             body["part_of"] = first.id
+    if signal.name == "skew":
+        body["skewed"] = signal.details["skewed"]
     fault = fault_body(signal, spec)
     if fault:
         body |= {**fault, "quarantined": []}
@@ -189,6 +193,8 @@ def _world_facts(
     match incident.cause:
         case "data_fault" | "label_fault":
             facts["bad_days_known"] = True
+        case "skew":
+            facts |= {"bad_days_known": True, "feature_skew_found": True}
         case "serving_fault":
             facts["server_unhealthy"] = True
     facts |= _won(signal)
@@ -242,9 +248,14 @@ def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, 
         incident.body["text"] = signal.text if "symptom" in more else incident.body["text"]
     if signal.name == "loss_alarm" and signal.onset is not None:
         incident.body["change_from"] = later_change(spec, incident, signal.onset).isoformat()
+    known = incident.body.get("skewed")
+    same_skew = signal.name == "skew" and isinstance(known, list) and {*signal.details["skewed"]} == {*known}
+    if signal.name == "skew":
+        incident.body["skewed"] = signal.details["skewed"]
     store.put(conn, incident, fence=fence)
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
-        cite(run, *signal.evidence_ids)
+        if not same_skew:  # another day of what a person was asked about is no new question
+            cite(run, *signal.evidence_ids)
         run.body["unhealthy_at"] = crew.clock.now().isoformat()
         if "symptom" in more:
             run.facts |= _story(signal)  # it is known better now
@@ -252,6 +263,8 @@ def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, 
             run.facts["fault_contained"] = False
             run.facts["data_clean"] = True
             run.body["pinned"] = {}  # what is asked next covers the new days too
+        if signal.name == "skew":
+            run.facts |= {"feature_skew_found": True, "features_consistent": False}
         if signal.name == "serving_fault":
             run.facts |= {"serving_healthy": False, "server_unhealthy": True}
         if not run.facts.get("training_justified"):

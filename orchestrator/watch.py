@@ -9,6 +9,7 @@ import numpy as np
 
 from agents.base import matured_until
 from agents.monitoring import Measured, Watch, decode_profile, look, reference_profile, sentence
+from agents.skew import find_skew
 from orchestrator.attendance import patience_of, read_attendance
 from orchestrator.awaited import refilled, wake
 from orchestrator.change import level_since, onset_of
@@ -77,7 +78,8 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
 def _signal(item: dict[str, Any]) -> Signal:
     return Signal(
         name=item["name"], text=item["text"], block=item.get("block"), blocks=item.get("blocks", []),
-        details={k: v for k, v in item.items() if k not in ("name", "text", "block", "blocks")},
+        size=item.get("size", 0.0),
+        details={k: v for k, v in item.items() if k not in ("name", "text", "block", "blocks", "size")},
     )  # fmt: skip
 
 
@@ -150,11 +152,15 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
     model = spec.model
     if step.traffic_block is not None:
         kinds = {f["kind"] for f in measured.findings if f["severity"] == "hard"}
-        hard = bool(kinds - {"late_rows"})  # those spoil older blocks
+        # Late rows spoil older blocks; what was served with skew is no history for the next block.
+        skewed = find_skew(measured.compared, step.before.compared) is not None
+        hard = bool(kinds - {"late_rows"}) or skewed
         body: dict[str, Any] = {
             "profile": measured.profile, "n_rows": measured.n_rows, "n_by_version": dict(measured.n_by_version),
             "findings": list(measured.findings), "hard": hard, "stopped": step.stopped, "odd": measured.intake.odd,
         }  # fmt: skip
+        if measured.compared.n_keys:
+            body["compared"] = measured.compared.model_dump(include={"n_keys", "n_differ"})
         enter(
             conn, spec, step.traffic_block, measured.n_rows, measured.intake, hole="no_rows" in kinds,
             counts=not step.stopped, fence=fence,
@@ -162,6 +168,13 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
         topic = f"profile/{step.champion}"
         row_id = f"{model}/{step.traffic_block}/{step.champion}/profile"
         store.put(conn, BlockRow(id=row_id, model=model, topic=topic, block=step.traffic_block, body=body), fence=fence)
+        if measured.compared.no_data:
+            observe(
+                crew, conn, model=model, topic="left_alone", verdict="not_compared", actor='Agent::"monitoring"',
+                summary=f"{step.traffic_block}: served values were not compared with offline ones: "
+                f"{measured.compared.no_data}.",
+                details={"block": step.traffic_block},
+            )  # fmt: skip
         if measured.not_judged:
             observe(
                 crew, conn, model=model, topic="left_alone", verdict="not_judged", actor='Agent::"monitoring"',

@@ -201,6 +201,43 @@ class Outcomes(Protocol):
     def quarantined(self, model: str) -> Sequence[str]: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureView:
+    """The feature view that a model's online features are served from."""
+
+    model: str
+    name: str
+    revision: str
+    """The released one."""
+    previous: str | None
+    """The one released before it, if the store still has it."""
+    key: str | None
+    """The ledger key of the rollback that released this revision; None where a team did."""
+    served: bool
+    """Whether the online store confirms that it serves this revision."""
+
+
+class Features(Protocol):
+    """A feature store: the values that training reads, and the release that serving reads from."""
+
+    def offline(self, model: str, keys: pl.DataFrame) -> pl.DataFrame:
+        """Offline values of served rows, as of their event time. `keys` holds `request_id, entity, event_time`; the
+        answer holds `request_id` and one column a feature of the store, rows that it does not know left out."""
+
+    def read(self, model: str) -> FeatureView | None:
+        """The released view as it is now; None where the store keeps no releases of it."""
+
+    def rollback(self, *, model: str, revision: str, key: str) -> FeatureView:
+        """Release `revision`, the view's `previous` one, again; returns once the online store confirms.
+
+        Said again under its key it pushes what is stored once more. `ToolUnavailable` where it is stored and not
+        confirmed; `ToolRejected` where the store has no such revision to return to.
+        """
+
+    def find(self, key: str) -> FeatureView | None:
+        """The view that `key` rolled back, while that is still its release."""
+
+
 class Notifier(Protocol):
     def send(self, *, title: str, text: str, key: str) -> bool:
         """Deliver one message; False where no channel is configured."""
@@ -219,3 +256,5 @@ class Platform:
     outcomes: Outcomes
     notifier: Notifier
     specs: Mapping[str, ModelSpec]
+    features: Features | None = None
+    """None: there are no offline values to compare with, which is no data and never a pass."""

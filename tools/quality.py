@@ -215,9 +215,7 @@ def _check_oddities(checks: _Checks, facts: BatchFacts) -> None:
             checks.rule(kind, None, value=step, limits=limits, detail=detail)
 
 
-def _check_feature(
-    checks: _Checks, history: FeatureCounts, day: FeatureCounts, top_share: float | None
-) -> None:
+def _check_feature(checks: _Checks, history: FeatureCounts, day: FeatureCounts, top_share: float | None) -> None:
     name = day.bins.name
     n_rows = int(day.n_rows[0])
     absent = int(day.status("absent")[0])

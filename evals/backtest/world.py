@@ -51,7 +51,12 @@ class RecordedWorld(World):
         nothing = np.full(frame.height, np.nan)
         labels = self.recording.labels_of(day)
         return Day(
-            frame=frame, expected=nothing, outcome=nothing, labels=labels, extra=np.zeros(frame.height, dtype=np.bool_)
+            frame=frame,
+            offline=frame,
+            expected=nothing,
+            outcome=nothing,
+            labels=labels,
+            extra=np.zeros(frame.height, dtype=np.bool_),
         )
 
     def served(self, model: str, day: str) -> DayRecord | None:
@@ -141,4 +146,6 @@ class RecordedOutcomes(WorldOutcomes):
 
 def platform_of(world: RecordedWorld, pipelines: Pipelines) -> Platform:
     """The ports over the recorded world."""
-    return replace(build(world), pipelines=pipelines, data=RecordedData(world), outcomes=RecordedOutcomes(world))
+    return replace(
+        build(world), pipelines=pipelines, data=RecordedData(world), outcomes=RecordedOutcomes(world), features=None
+    )

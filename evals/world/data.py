@@ -30,17 +30,17 @@ class WorldData:
 
     @port_call("data.days")
     def days(self, model: str) -> Sequence[str]:
-        _known(self.world, model)
+        known_model(self.world, model)
         return [d.isoformat() for d in self.world.history_days(model) if self.world.rows(model, d).frame.height]
 
     @port_call("data.history")
     def history(self, model: str, *, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
-        _known(self.world, model)
+        known_model(self.world, model)
         return history(self.world, model, start=start, end=end).drop("available_at").lazy()
 
     @port_call("data.digest")
     def digest(self, model: str) -> str:
-        _known(self.world, model)
+        known_model(self.world, model)
         return self.world.history(model)[1]
 
 
@@ -51,13 +51,13 @@ class WorldOutcomes:
 
     @port_call("outcomes.predictions")
     def predictions(self, model: str, *, start: datetime, end: datetime) -> pl.DataFrame:
-        _known(self.world, model)
+        known_model(self.world, model)
         return predictions(self.world, model, start=start, end=end)
 
     @port_call("outcomes.revisions")
     def revisions(self, model: str) -> Mapping[str, int]:
         """The number of records, by event day."""
-        _known(self.world, model)
+        known_model(self.world, model)
         counts: Counter[str] = Counter()
         is_late = any(drift.kind == "late_rows" for drift in self.world.model(model).truth.drifts)
         for served in self.world.model(model).days:
@@ -69,7 +69,7 @@ class WorldOutcomes:
 
     @port_call("outcomes.record", effect=True)
     def record(self, model: str, labels: pl.DataFrame, *, key: str) -> int:
-        _known(self.world, model)
+        known_model(self.world, model)
         state = self.world.model(model)
         for recorded in state.recorded:
             if recorded.key == key:
@@ -84,12 +84,12 @@ class WorldOutcomes:
 
     @port_call("outcomes.labelled")
     def labelled(self, model: str, *, start: datetime, end: datetime, as_of: datetime) -> pl.DataFrame:
-        _known(self.world, model)
+        known_model(self.world, model)
         return labelled(self.world, model, start=start, end=end, as_of=as_of)
 
     @port_call("outcomes.quarantine", effect=True)
     def quarantine(self, model: str, days: Sequence[str], *, reason: str, key: str) -> None:
-        _known(self.world, model)
+        known_model(self.world, model)
         state = self.world.model(model)
         if key in state.quarantine_keys:
             return
@@ -99,7 +99,7 @@ class WorldOutcomes:
 
     @port_call("outcomes.quarantined")
     def quarantined(self, model: str) -> Sequence[str]:
-        _known(self.world, model)
+        known_model(self.world, model)
         return list(self.world.model(model).quarantined)
 
 
@@ -181,6 +181,7 @@ def _between(frame: pl.DataFrame, start: datetime | None, end: datetime | None) 
     return frame if end is None or high < end else frame.filter(pl.col("event_time") < end)
 
 
-def _known(world: World, model: str) -> None:
+def known_model(world: World, model: str) -> None:
+    """Raises `ToolRejected` where the world has no such model."""
     if model not in world.state.models:
         raise ToolRejected(f"{model}: no such model")

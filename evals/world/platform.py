@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from evals.world.data import WorldData, WorldOutcomes
+from evals.world.features import WorldFeatures
 from evals.world.notify import WorldNotifier
 from evals.world.pipelines import WorldPipelines
 from evals.world.registry import WorldRegistry
@@ -29,6 +30,7 @@ def build(world: World) -> Platform:
         outcomes=WorldOutcomes(world),
         notifier=WorldNotifier(world),
         specs=world.specs,
+        features=WorldFeatures(world),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from evals.world.truth import Truth
+from evals.world.truth import Drift, Truth
 
 LATENCY_BOUNDS_MS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0)
 
@@ -137,6 +137,21 @@ class Recorded:
 
 
 @dataclass(slots=True, kw_only=True)
+class ViewRelease:
+    """One released revision of a model's feature view."""
+
+    revision: str
+    skew: Drift | None = None
+    """What it serves otherwise than the offline store holds."""
+    previous: str | None = None
+    """The revision that the store can return to."""
+    key: str | None = None
+    served: bool = True
+    looks_left: int = 0
+    """Times that the online store still says that it does not serve it."""
+
+
+@dataclass(slots=True, kw_only=True)
 class ModelState:
     spec: dict[str, JsonValue]
     truth: Truth
@@ -153,6 +168,8 @@ class ModelState:
     recorded: list[Recorded] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
     quarantine_keys: list[str] = field(default_factory=list)
+    views: list[ViewRelease] = field(default_factory=lambda: [ViewRelease(revision="1")])
+    """Releases of the feature view, oldest first; the last one is stored."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -91,6 +91,8 @@ class Day:
 
     frame: pl.DataFrame
     """`request_id, entity, event_time` and the features as every observer sees them."""
+    offline: pl.DataFrame
+    """`request_id` and the features as the offline store holds them: what a release of features skews is right here."""
     expected: Floats
     """True P(y = 1 | x), or the true mean of a regression; shape (n_rows,)."""
     outcome: Floats
@@ -104,6 +106,7 @@ class Day:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Inputs:
     recorded: dict[str, pl.Series]
+    offline: dict[str, pl.Series]
     effects: Floats
     """Standardised contribution of each feature before its coefficient; shape (n_rows, n_features)."""
 
@@ -148,6 +151,7 @@ def _day_rows(wanted: _Wanted) -> Day:
     micros = _micros(datetime.combine(day, time(), UTC)) + np.sort(rng.integers(0, 86_400 * 1_000, n_rows)) * 1_000
     request_id = (f"{spec.model}-{day.isoformat()}-" + _numbers(6, n_rows)[:n_rows]).alias("request_id")
     entity = ("e" + _numbers(5, truth.n_entities).gather(rng.integers(0, truth.n_entities, n_rows))).alias("entity")
+    offline = pl.DataFrame([request_id, *inputs.offline.values()])
     reported = _reported(spec, outcome, shares, fault_rng)
     comes = rng.random(n_rows) >= truth.unlabelled_ratio
     if shares["label_missing"]:
@@ -164,12 +168,14 @@ def _day_rows(wanted: _Wanted) -> Day:
     extra = fault_rng.random(n_rows) < shares["extra"]
     again = np.flatnonzero(fault_rng.random(n_rows) < shares["repeated"])
     if not len(again):
-        return Day(frame=frame, expected=expected, outcome=outcome, labels=labels, extra=extra)
+        return Day(
+            frame=frame, offline=offline, expected=expected, outcome=outcome, labels=labels, extra=extra
+        )  # fmt: skip
     # The same row again is another request: with an id, and no label, of its own.
     copies = frame[again].with_columns(pl.col("request_id") + "-again")
     rows = np.concatenate([np.arange(n_rows), again])
     return Day(
-        frame=pl.concat([frame, copies]), expected=expected[rows], outcome=outcome[rows], labels=labels,
+        frame=pl.concat([frame, copies]), offline=offline, expected=expected[rows], outcome=outcome[rows], labels=labels,
         extra=extra[rows],
     )  # fmt: skip
 
@@ -243,6 +249,7 @@ def _inputs(
     spec: ModelSpec, truth: Truth, day: date, n_rows: int, rng: np.random.Generator, fault_rng: np.random.Generator
 ) -> _Inputs:
     recorded: dict[str, pl.Series] = {}
+    offline: dict[str, pl.Series] = {}
     effects = np.zeros((n_rows, len(spec.features)))
     for index, feature in enumerate(spec.features):
         now = [
@@ -261,8 +268,13 @@ def _inputs(
             column = pl.Series(feature.name, [" ".join(row) for row in words], pl.Utf8)
         else:
             column, effects[:, index] = _levels(spec, feature, shift, n_rows, rng)
-        recorded[feature.name] = _spoiled(spec, feature, column, now, fault_rng)
-    return _Inputs(recorded=recorded, effects=effects)
+        state = fault_rng.bit_generator.state
+        recorded[feature.name] = offline[feature.name] = _spoiled(spec, feature, column, now, fault_rng)
+        if any(drift.kind == "skew" for drift in now):
+            # The same draws once more, so that the other faults hit the same rows in both stores.
+            fault_rng.bit_generator.state = state
+            offline[feature.name] = _spoiled(spec, feature, column, now, fault_rng, offline=True)
+    return _Inputs(recorded=recorded, offline=offline, effects=effects)
 
 
 def _numeric(
@@ -284,14 +296,15 @@ def _levels(
 
 
 def _spoiled(
-    spec: ModelSpec, feature: Feature, column: pl.Series, drifts: list[Drift], rng: np.random.Generator
-) -> pl.Series:
-    """The column as every observer records it; what is true stays as it was."""
+    spec: ModelSpec, feature: Feature, column: pl.Series, drifts: list[Drift], rng: np.random.Generator, *,
+    offline: bool = False,
+) -> pl.Series:  # fmt: skip
+    """The column as it is served and recorded, or as the offline store has it; what is true stays as it was."""
     for drift in drifts:
         hit = pl.Series(rng.random(len(column)) < drift.magnitude)
         if drift.kind == "unit" and feature.type == "numeric":
             column = (column * drift.magnitude).cast(pl.Float32)
-        elif drift.kind == "skew" and feature.type == "numeric":
+        elif drift.kind == "skew" and feature.type == "numeric" and not offline:
             column = column.set(hit, _location(spec, feature)[0])
         elif drift.kind == "new_level" and feature.type == "categorical":
             column = column.set(hit, drift.level or "new")

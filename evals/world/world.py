@@ -20,7 +20,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from evals.world.faults import Faults
 from evals.world.models import LinearModels, Model, Models
-from evals.world.records import Arm, Condition, Counters, Effect, ModelState, ServedDay, WorldState
+from evals.world.records import Arm, Condition, Counters, Effect, ModelState, ServedDay, ViewRelease, WorldState
 from evals.world.traffic import DayRecord, record_day
 from evals.world.truth import Day, Drift, Truth, day_rows
 from state.clock import ReplayClock
@@ -118,6 +118,23 @@ class World:
         state = self.model(model)
         state.truth = replace(state.truth, drifts=[*state.truth.drifts, *drifts])
         self._forget(lambda model, day: day >= self.state.next_day)
+
+    def release_features(self, model: str, skew: Drift, *, keep_previous: bool) -> str:
+        """A team releases a revision of the feature view that serves some values otherwise; returns the revision."""
+        views = self.model(model).views
+        revision = str(len({view.revision for view in views}) + 1)
+        previous = views[-1].revision if keep_previous else None
+        views.append(ViewRelease(revision=revision, skew=skew, previous=previous))
+        self.drift(model, skew)
+        return revision
+
+    def end_skew(self, model: str, skew: Drift) -> None:
+        """The online store serves that release no more: from the next day on its values are the offline ones."""
+        truth, until = self.model(model).truth, self.state.next_day
+        if skew.until is None or skew.until > until:
+            ended = [replace(drift, until=until) if drift == skew else drift for drift in truth.drifts]
+            self.model(model).truth = replace(truth, drifts=ended)
+            self._forget(lambda model, day: day >= until)
 
     def backfill(self, model: str, day: str) -> None:
         """The rows that a `no_rows` drift held back on an ISO day are sent after all, to the route of their own day."""

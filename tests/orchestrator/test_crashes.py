@@ -97,6 +97,7 @@ def test_an_unavailable_port_delays_and_changes_nothing_about_the_end(
         "metrics.*",
         "outcomes.*",
         "data.*",
+        "features.*",
         "notifier.*",
     ):
         for nth in (2, 40):
