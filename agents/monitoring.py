@@ -51,6 +51,8 @@ class Watch(BaseModel):
     previous_profiles: list[str] = []
     """Encoded profiles of the newest good blocks, oldest first."""
     before: Before = Before()
+    lasting: list[str] = []
+    """Keys of findings that have come so often in a row that they are no fault any more."""
     stopped: bool = False
     """The system did not run throughout the block: how many rows it holds says nothing."""
 
@@ -118,12 +120,15 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
     report = check_block(reference, previous, profile, batch=facts)
     found = [finding_json(finding) for finding in report.findings] + _retyped(frame)
     passed_over = [f for f in found if watch.stopped and f["kind"] in OF_VOLUME]
-    measured.findings = [f for f in found if f not in passed_over]
+    measured.findings = [_as_lasting(f, watch.lasting) for f in found if f not in passed_over]
     measured.not_judged = [sentence(f) for f in passed_over]
 
 
 OF_VOLUME = ("volume", "no_rows")
 """Kinds of findings about how many rows there are: a server that does not run explains them by itself."""
+MAY_LAST = frozenset({"missing_step", "new_levels", "spike"})
+"""Kinds of findings that are faults because they are sudden; whatever contradicts the contract never becomes normal.
+Row counts are not among them: every block counts in the calendar, so that a lasting one explains itself within days."""
 RETYPED_SHARE = 0.05
 """Share of a block's rows whose value could not be read as its type, from which on the column has been retyped."""
 
@@ -153,6 +158,17 @@ def finding_json(finding: QualityFinding) -> dict[str, JsonValue]:
         "severity": finding.severity,
         "detail": finding.detail,
     }
+
+
+def finding_key(finding: dict[str, JsonValue]) -> str:
+    """What makes two findings of different blocks the same one."""
+    return f"{finding['kind']}/{finding['feature'] or ''}"
+
+
+def _as_lasting(finding: dict[str, JsonValue], lasting: list[str]) -> dict[str, JsonValue]:
+    """The finding, with severity `lasting` where it was hard and is the new normal."""
+    is_normal = finding["severity"] == "hard" and finding["kind"] in MAY_LAST and finding_key(finding) in lasting
+    return {**finding, "severity": "lasting"} if is_normal else finding
 
 
 def sentence(finding: dict[str, JsonValue]) -> str:

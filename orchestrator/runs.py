@@ -103,9 +103,8 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
                 return reach("owner_told")
             if not (facts.get("fault_contained") and facts.get("owner_told")):
                 return reach("fault_contained", "owner_told")
-            return _recovering(
-                crew, run, spec, outcome="quarantined" if incident.body.get("quarantined") else "arrived"
-            )
+            ended = "quarantined" if incident.body.get("quarantined") else "arrived"
+            return _recovering(crew, run, spec, outcome="new_normal" if incident.body.get("lasting") else ended)
         case "skew":
             return _skew_aim(crew, conn, run, spec)
         case "serving_fault":
@@ -241,6 +240,7 @@ CLOSING = {
     "inconclusive": "there were too few rows to tell whether retraining would help; the champion stays",
     "gates_failed": "a candidate was trained and misses a gate of the spec; the champion stays",
     "handed_over": "nothing here remedies it by itself; the owner has what was found and decides",
+    "new_normal": "the change has lasted and is the new normal; the model is judged by its losses on such rows",
     "arrived": "what was missing has come and is sound",
     "quarantined": "the faulty days are out of training and judgement, and the data has been sound since",
     "features_rolled_back": "the feature view is back at its earlier revision, and served values agree with offline ones",

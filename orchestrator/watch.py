@@ -18,6 +18,7 @@ from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.cursor import Cursor, block_name, block_start, read_cursor, save_cursor
 from orchestrator.label_book import keep_labels, labels_before, served_rows, spoilt_days, take_late_labels
 from orchestrator.label_watch import explain
+from orchestrator.lasting import lasting, note_findings
 from orchestrator.promises import missed_goals
 from orchestrator.signals import WINDOW_BLOCKS, Signal, days_of_block
 from orchestrator.traffic_book import enter, read_before
@@ -141,6 +142,7 @@ def _block_look(crew: Crew, conn: Connection, spec: ModelSpec, champion: str, st
         update={
             "traffic_block": block_name(start, spec), "traffic_start": start, "traffic_end": end,
             "previous_profiles": [str(row.body["profile"]) for row in good],
+            "lasting": lasting(conn, spec),
             "before": read_before(conn, spec, good, since=attended.since if attended is not None else ""),
             "stopped": attended is not None and attended.away(start, end, patience=patience_of(crew, spec)),
         }
@@ -182,7 +184,8 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
                 "within that block.",
                 details={"block": step.traffic_block},
             )  # fmt: skip
-    warnings = [f for f in (*measured.findings, *measured.label_findings) if f["severity"] != "hard"]
+        note_findings(crew, conn, spec, step.traffic_block, measured, fence)
+    warnings = [f for f in (*measured.findings, *measured.label_findings) if f["severity"] == "warn"]
     if warnings:
         observe(
             crew, conn, model=model, topic="data_quality", verdict="warn", actor='Agent::"monitoring"',

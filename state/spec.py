@@ -138,6 +138,9 @@ class Monitoring(SpecPart):
     """P(false alarm by block t) <= t / this."""
     recovery: timedelta = timedelta(days=3)
     """How long health must hold before an incident closes."""
+    lasting_blocks: Annotated[int, Field(ge=1)] = 7
+    """After so many blocks in a row with the same sudden finding about values, a change is the new normal: no
+    further block is quarantined for it, and losses judge it."""
     drift_window: timedelta = timedelta(days=28)
     """Length of the non-overlapping windows on which input drift is tested."""
     drift_alpha_per_year: Annotated[float, Field(gt=0, lt=1)] = 0.05

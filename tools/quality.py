@@ -342,7 +342,9 @@ def _check_new_levels(checks: _Checks, history: FeatureCounts, day: FeatureCount
     share = n_new / n_valid
     expected = max(day.bins.unseen_ratio, pooled)
     worst = worst_share(history.new_level, history.n_valid, default=0.0)
-    unusual = n_new >= NEW_LEVEL_ROWS and share > UNSEEN_FACTOR * expected and share > worst
+    # Beyond the worst block by more than chance: a share that has become usual is not found again for a few rows more.
+    beyond = share - worst > SIGMAS * float(np.sqrt(worst * (1 - worst) / n_valid))
+    unusual = n_new >= NEW_LEVEL_ROWS and share > UNSEEN_FACTOR * expected and beyond
     detail = f"{share:.1%} of values are levels that the reference has not shown, {expected:.2%} were to be expected"
     checks.rule("new_levels", day.bins.name, value=share if unusual else 0.0, limits=NEW_LEVELS, detail=detail)
 

@@ -1,0 +1,105 @@
+"""A change of the data that stays becomes the new normal; one that contradicts the contract never does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from state.rows import ApprovalRow
+from tests.orchestrator.conftest import Quick
+from tests.orchestrator.support import MODEL, QUICK, Stage, Truth, days
+
+LONG = Truth(rows_per_day=200, history_days=40)
+"""A history of which a few days out of training are a small part."""
+LASTING: dict[str, Any] = {**QUICK["monitoring"], "cadence": days(60), "lasting_blocks": 3}
+
+
+def told(stage: Stage) -> list[str]:
+    return [m.text for m in stage.world.state.messages if "new normal, no" in m.text]
+
+
+@pytest.mark.parametrize(
+    ("kind", "magnitude", "more", "words"),
+    [
+        pytest.param("new_level", 0.4, {"features": ("plan",)}, "plan: ", id="a-new-level"),
+        pytest.param("missing", 0.35, {"features": ("spend",)}, "spend: 3", id="values-missing"),
+        pytest.param("skew", 0.4, {"features": ("spend",)}, "spend: ", id="a-default"),
+    ],
+)
+def test_a_change_that_stays_is_quarantined_for_a_while_and_then_normal(
+    quick: Quick, kind: str, magnitude: float, more: dict[str, Any], words: str
+) -> None:
+    with quick(truth=LONG, monitoring=LASTING) as stage:
+        stage.start()
+        stage.days(6)
+        start = stage.clock.now().date()
+        stage.drift(kind, magnitude, **more)
+        if kind == "skew":
+            stage.crew = without_offline_values(stage)
+        stage.days(8)
+
+        (incident,) = stage.incidents()
+        assert (incident.cause, incident.status, incident.resolution) == ("data_fault", "closed", "new_normal")
+        assert stage.world.model(MODEL).quarantined == [(start + days(n)).isoformat() for n in range(3)]
+        (text,) = told(stage)
+        assert words in text and f"since {start}" in text
+        assert [d.verdict for d in stage.log() if d.kind == "observed" and d.verdict == "lasting"] == ["lasting"]
+        stage.check_books()
+
+
+def without_offline_values(stage: Stage) -> Any:
+    """The crew of a model whose served values nobody can compare."""
+    return replace(stage.crew, platform=replace(stage.crew.platform, features=None))
+
+
+def test_row_counts_need_no_such_rule(quick: Quick) -> None:
+    """Every block counts in the calendar, whatever was found in it: a lasting count explains itself within days."""
+    with quick(truth=LONG, monitoring=LASTING) as stage:
+        stage.start()
+        stage.days(14)
+        stage.drift("volume", 0.1)
+        stage.days(5)
+
+        assert 1 <= len(stage.world.model(MODEL).quarantined) <= 2
+        assert told(stage) == []
+
+
+def test_what_contradicts_the_contract_never_becomes_normal(quick: Quick) -> None:
+    with quick(truth=LONG, monitoring=LASTING) as stage:
+        stage.start()
+        stage.days(6)
+        stage.drift("unit", 1000.0, features=("spend",))
+        stage.days(6)
+
+        assert len(stage.world.model(MODEL).quarantined) == 6
+        assert told(stage) == []
+
+
+def test_a_healthy_block_begins_the_count_anew(quick: Quick) -> None:
+    with quick(truth=LONG, monitoring=LASTING) as stage:
+        stage.start()
+        stage.days(6)
+        for _ in range(2):
+            until = (stage.clock.now().date() + days(2)).isoformat()
+            stage.drift("missing", 0.35, features=("spend",), until=until)
+            stage.days(3)
+
+        assert len(stage.world.model(MODEL).quarantined) == 4
+        assert told(stage) == []
+
+
+def test_a_person_is_asked_no_more_once_the_change_has_lasted(quick: Quick) -> None:
+    with quick(truth=LONG, monitoring=LASTING, autonomy={"quarantine_data": "approve"}) as stage:
+        stage.start()
+        stage.days(6)
+        stage.drift("new_level", 0.4, features=("plan",))
+        stage.days(8)
+
+        questions = stage.rows(ApprovalRow)
+        assert 1 <= len(questions) <= 3
+        assert {q.status for q in questions} == {"void"}
+        assert stage.world.model(MODEL).quarantined == []
+        assert [i.resolution for i in stage.incidents()] == ["new_normal"]
+        stage.check_books()
