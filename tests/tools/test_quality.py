@@ -16,6 +16,7 @@ import pytest
 from state.errors import TerminalError
 from state.profile import Bins, Profile, fit_bins
 from tools.drift.decision import DriftVerdict, decide_drift
+from tools.drift.units import unit_step
 from tools.quality import BatchFacts, Oddities, QualityReport, check_block
 
 Columns = dict[str, Any]
@@ -470,3 +471,34 @@ def test_values_that_go_missing_are_a_fault_where_the_column_never_moved_so(
     world: World, shares: list[float], found: set[tuple[str | None, str]]
 ) -> None:
     assert missing_at(world, shares) == found
+
+
+@pytest.mark.parametrize("shift", [-1.0, 1.0, 1.5])
+@pytest.mark.parametrize("n_rows", [100, 300, 1_000])
+def test_a_column_that_moves_is_not_taken_for_another_unit(shift: float, n_rows: int) -> None:
+    """One sd of a column whose sd is a sixth of its mean is a factor of 1.167: nautical for statute miles is 1.151."""
+    rng = np.random.default_rng(11)
+
+    def day(name: str, moved: float = 0.0) -> Profile:
+        return Profile.count(bins, {"x": 40 + 40 / 6 * (rng.normal(size=n_rows) + moved)}, name)
+
+    bins = fit_bins({"x": ("numeric", 40 + 40 / 6 * rng.normal(size=30 * n_rows))})
+    history = Profile.empty(bins)
+    for name in days("2026-01-01", 28):
+        history += day(name)
+
+    found = [unit_step(history.feature("x"), day("2026-02-01", shift).feature("x")) for _ in range(20)]
+
+    assert found == [None] * 20
+
+
+@pytest.mark.parametrize("factor", [1_000.0, 2.54, 1.609344, 1 / 0.3048])
+def test_a_factor_that_carries_a_narrow_column_far_is_found_however_few_rows(factor: float) -> None:
+    rng = np.random.default_rng(12)
+    bins = fit_bins({"x": ("numeric", 40 + 40 / 6 * rng.normal(size=9_000))})
+    history = Profile.empty(bins)
+    for name in days("2026-01-01", 28):
+        history += Profile.count(bins, {"x": 40 + 40 / 6 * rng.normal(size=100)}, name)
+    today = Profile.count(bins, {"x": factor * (40 + 40 / 6 * rng.normal(size=100))}, "2026-02-01")
+
+    assert unit_step(history.feature("x"), today.feature("x")) is not None

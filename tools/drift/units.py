@@ -25,6 +25,10 @@ FAR_STRANGE = 1.5
 values look as ever, the second where all of them are none that the reference has shown."""
 STRANGE = 0.3
 """Below this excess of such values the median itself has to lie outside the history's range."""
+STRANGE_ALONE = 0.5
+"""From this excess on nothing but a change of unit explains the step: what moves by itself takes most values along."""
+TYPICAL_STEP = 0.5
+"""Mean step of a median that moves by itself, in standard deviations of the rows: what weather does from day to day."""
 NEAR = 2.5
 """After undoing the factor every quantile lies within so many day-to-day standard deviations of the last block's; or
 within 0.3 of the distance, where that is more."""
@@ -97,6 +101,8 @@ class _Days:
     log_scale: float
     log_scale_sd: float
     typical_scale: float
+    pooled_sd: float
+    """Of all rows of the history, from their quartiles."""
 
 
 def unit_step(history: FeatureCounts, day: FeatureCounts) -> UnitStep | None:
@@ -114,7 +120,8 @@ def unit_step(history: FeatureCounts, day: FeatureCounts) -> UnitStep | None:
     if len(values) < MIN_HISTORY or not np.median(np.abs(values), axis=0).any():
         return None
     today, blur = (part[0] for part in quantiles(bins, day.cells.sum(axis=0)[None], QUANTILES))
-    days = _movement(values, int(day.n_valid.sum()))
+    pooled, _ = quantiles(bins, history.cells.sum(axis=0)[None], QUANTILES)
+    days = _movement(values, int(day.n_valid.sum()), pooled[0])
     strange = _strange(day)[0] - float(_strange(history).max())
     # An exact cell stands for its single value only while the values are known ones.
     if bins.transform == "exact" and strange < 0.05:
@@ -132,11 +139,35 @@ def unit_step(history: FeatureCounts, day: FeatureCounts) -> UnitStep | None:
     remaining, unit = fits[0]
     if remaining >= distance / 2:
         return None
+    if strange < STRANGE_ALONE and not _likelier_than_a_shift(days, unit, today, blur):
+        return None
     others = tuple(other.name for fit, other in fits[1:4] if fit < remaining + 1.0)
     return UnitStep(unit=unit, others=others, distance=distance, remaining=remaining)
 
 
-def _movement(values: Floats, n_rows: int) -> _Days:
+def _likelier_than_a_shift(days: _Days, unit: Unit, today: Floats, blur: Floats) -> bool:
+    """Whether the day says "scaled by this unit" rather than "moved": the higher posterior of the two.
+
+    The unit predicts where the median is now, to within the day-to-day variation, and how wide the values spread. What
+    moves by itself may end anywhere: its step has a Laplace density of one standard deviation of the rows, and the
+    values keep their spread, or (a price that rises) widen in proportion. A factor near 1 moves a column about as far
+    as columns move by themselves, so it has to hit the median better than chance; a large one need not.
+    """
+    undone, slack = (today - unit.offset) / unit.factor, blur / unit.factor
+    away = max(abs(undone[2] - days.last[2]) - slack[2], 0.0) / days.sd[2]
+    width = days.sd[2] * unit.factor
+    scaled = -0.5 * (away**2 + _scale_excess(days, undone, slack) ** 2) - math.log(width * math.sqrt(2 * math.pi))
+    typical_step = TYPICAL_STEP * days.pooled_sd
+    step = max(abs(today[2] - days.last[2]) - blur[2], 0.0) / typical_step
+    excess = _scale_excess(days, today, blur)
+    if days.last[0] * days.last[4] > 0 and today[2] * days.last[2] > 0:  # values on both sides of zero have no such ratio
+        ratio = today[2] / days.last[2]
+        excess = min(excess, _scale_excess(days, today / ratio, blur / ratio))
+    moved = -0.5 * excess**2 - step - math.log(2 * typical_step)
+    return scaled - math.log(len(UNITS)) > moved
+
+
+def _movement(values: Floats, n_rows: int, pooled: Floats) -> _Days:
     scales = values[:, 3] - values[:, 1]
     typical = float(np.median(scales)) or float(np.median(values[:, 4] - values[:, 0]))
     steps = np.sqrt(np.mean(np.diff(values, axis=0) ** 2, axis=0))
@@ -152,6 +183,7 @@ def _movement(values: Floats, n_rows: int) -> _Days:
         log_scale=float(logs.mean()),
         log_scale_sd=float(logs.std()) + 0.1,
         typical_scale=typical,
+        pooled_sd=max(float(pooled[3] - pooled[1]) / 1.349, 0.1 * typical) + 1e-12,
     )
 
 
