@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from tools.data import WorkspaceData
 from tools.datastore import day_files, read_manifest
 from tools.importer import import_files
 from tools.mesh.translate import address_of
+from tools.times import mixed_zones
 
 Say: TypeAlias = Callable[[str, str], None]
 
@@ -72,6 +74,9 @@ def import_rows(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
     if result.changed:
         later = f"; {result.manifest.n_labelled_replay} labelled ones to replay" if window else ""
         say("data validation", f"{spec.model}: {result.manifest.n_labelled} labelled history rows{later}")
+        mixed = mixed_zones(spec.data.time, Counter(result.manifest.zones))
+        if mixed is not None:
+            say("data validation", f"{spec.model}: warning: {mixed}")
         kept = home / "rejects" / f"{spec.model}.parquet"
         for reason, n_rows in sorted(result.manifest.rejects.items()):
             say("data validation", f"{spec.model}: {n_rows} rows set aside: {reason}; see {kept}")

@@ -176,7 +176,9 @@ def _skew(record: Record) -> Part:
     if not features:
         raise _cannot(record, "no numeric feature is recorded as skewed")
     record.taken.append(f"the skewed features: {', '.join(features)}")
-    record.assumed.append("a release of the feature view served the mean for a tenth of the keys, and can be taken back")
+    record.assumed.append(
+        "a release of the feature view served the mean for a tenth of the keys, and can be taken back"
+    )
     return {"inject": "skew", "features": features, "magnitude": 0.1, "release": "kept"}
 
 

@@ -74,7 +74,7 @@ def diagnose(symptoms: Symptoms) -> Diagnosis:
     )
 
 
-def _skew(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:
+def _skew(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:  # noqa: ARG001 - every judge takes them
     """What is served is not what training reads: it explains whatever else the served values show."""
     if symptoms.skew is None:
         return None

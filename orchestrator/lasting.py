@@ -35,16 +35,14 @@ def note_findings(
             accepted = run["accepted"] or finding["severity"] == "lasting"
             now[finding_key(finding)] = {"n": run["n"] + 1, "since": run["since"], "accepted": accepted}
             if accepted and not run["accepted"]:
-                _accept(crew, conn, spec, finding, str(run["since"]), fence)
+                _accept(crew, conn, spec, finding, str(run["since"]))
     state: dict[str, Any] = {"block": block, "runs": now}
     store.put(conn, DetectorRow(id=_row_id(spec), model=spec.model, state=state), fence=fence)
     if any(run["accepted"] and not before.get(key, {}).get("accepted") for key, run in now.items()):
         _let_go(crew, conn, spec, measured, fence)
 
 
-def _accept(
-    crew: Crew, conn: Connection, spec: ModelSpec, finding: dict[str, Any], since: str, fence: Fence
-) -> None:  # fmt: skip
+def _accept(crew: Crew, conn: Connection, spec: ModelSpec, finding: dict[str, Any], since: str) -> None:
     n_blocks = spec.monitoring.lasting_blocks
     text = (
         f"{sentence(finding)}. So it has been for {n_blocks} blocks, since {since}: it is taken for the new normal, no "

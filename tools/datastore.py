@@ -57,6 +57,8 @@ class Manifest(BaseModel):
     """Rows older than the start asked for; they were left out."""
     rejects: dict[str, int]
     """Reason -> rows set aside in `rejects/<model>.parquet`."""
+    zones: dict[str, int] = {}
+    """Zone that an event time names -> rows; an empty name for those that name none."""
     unparsable: dict[str, int]
     """Feature -> values that did not fit its type and became missing."""
 

@@ -209,6 +209,7 @@ def _manifest(
         n_labelled_replay=(base.n_labelled_replay if base else 0) + sum(tally.later_labels.values()),
         n_outside=(base.n_outside if base else 0) + tally.n_outside,
         rejects=dict(Counter(base.rejects if base else {}) + rejects),
+        zones=dict(Counter(base.zones if base else {}) + tally.zones),
         unparsable=dict(Counter(base.unparsable if base else {}) + tally.unparsable),
     )
 

@@ -15,7 +15,7 @@ from state.errors import InputError
 from state.spec import FilesData, ModelSpec
 from tools.coerce import coerce, to_numbers, to_text
 from tools.sources import Batch, SourceFile, read_batches
-from tools.times import detect_time_format, parse_times
+from tools.times import detect_time_format, parse_times, zones_of
 
 Progress = Callable[[int], None]
 _SAMPLE_ROWS = 10_000
@@ -35,6 +35,8 @@ class Tally:
     n_read: int = 0
     n_outside: int = 0
     n_filled: Counter[str] = field(default_factory=Counter)
+    zones: Counter[str] = field(default_factory=Counter)
+    """Times that name a zone, by zone; `""` for those that name none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,7 @@ def stage(sources: Sequence[SourceFile], reading: Reading, staging: Path, progre
 def _normalise(source: SourceFile, batch: Batch, reading: Reading, tally: Tally) -> pl.DataFrame:
     raw, data = batch.rows, reading.data
     tally.n_read += raw.height
+    tally.zones.update(zones_of(raw[data.time]))
     columns: list[pl.Series] = [parse_times(raw[data.time], reading.time_reading).alias("event_time")]
     for feature in reading.spec.features:
         read = coerce(raw[feature.name], feature.type, decimal_comma=source.decimal_comma)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 EVENT_TIME = pl.Datetime("us", "UTC")
+_HOUR = 60
+_ZONE = r"\d:\d\d(?:[.,]\d+)?\s*(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$"
+"""What a text says of its zone, behind a time of day: a date may well end in `-2026`."""
 FIRST_YEAR, LAST_YEAR = 1900, 2200
 _ISO_CLOCKS = ("%H:%M:%S%.f", "%H:%M:%S%.f%#z", "%H:%M", "%H:%M%#z")
 _CLOCKS = ("%H:%M:%S%.f", "%H:%M", "%I:%M:%S %p", "%I:%M %p")
@@ -94,6 +98,51 @@ def parse_times(values: pl.Series, reading: str) -> pl.Series:
     # A two-digit year read as the year 13 is no time, and neither is a sentinel such as 9999-12-31.
     sane = (years >= FIRST_YEAR) & (years <= LAST_YEAR)
     return pl.select(pl.when(sane).then(times).alias(name)).to_series()
+
+
+def zones_of(values: pl.Series) -> Counter[str]:
+    """How many times of a column say which zone: `+02:00`; `""` for those that say none. Numbers say nothing."""
+    if isinstance(values.dtype, pl.Datetime) or values.dtype == pl.Date:
+        zone = getattr(values.dtype, "time_zone", None)
+        return Counter({str(zone or ""): len(values) - values.null_count()})
+    if not values.dtype.is_(pl.String):
+        return Counter()
+    text = values.drop_nulls().str.strip_chars()
+    found = text.filter(text != "").str.extract(_ZONE, 1).fill_null("").value_counts()
+    return sum((Counter({_zone(zone): n}) for zone, n in found.iter_rows()), Counter[str]())
+
+
+def mixed_zones(column: str, zones: Counter[str]) -> str | None:
+    """What to say of a column whose times are of several zones; None where they are of one.
+
+    Two offsets an hour apart are one zone in winter and in summer.
+    """
+    named = {zone: n for zone, n in zones.items() if zone and n}
+    offsets = sorted(_minutes(zone) for zone in named if zone[0] in "+-")
+    is_one = len(named) < 2 or (len(offsets) == len(named) == 2 and offsets[1] - offsets[0] == _HOUR)
+    shown = " and ".join(f"{zone} ({n})" for zone, n in sorted(named.items(), key=lambda pair: -pair[1])[:4])
+    if zones[""] and named:
+        return (
+            f"column {column!r} mixes times with a zone, {shown}, and {zones['']} without one, which are read as UTC; "
+            "if they are local times, write their zone too"
+        )
+    if is_one:
+        return None
+    return f"column {column!r} mixes time zones, {shown}; all are turned into UTC, and a day is a day of UTC"
+
+
+def _zone(text: str) -> str:
+    """`+0200`, `+02` and `Z` as `+02:00` and `+00:00`."""
+    if text[:1] not in ("+", "-"):
+        return "+00:00" if text else ""
+    digits = text[1:].replace(":", "").ljust(4, "0")
+    sign = "+" if digits == "0000" else text[0]
+    return f"{sign}{digits[:2]}:{digits[2:]}"
+
+
+def _minutes(zone: str) -> int:
+    size = int(zone[1:3]) * _HOUR + int(zone[4:])
+    return -size if zone[0] == "-" else size
 
 
 def _readings(values: pl.Series) -> Iterable[str]:

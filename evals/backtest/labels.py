@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +16,7 @@ from state.errors import InputError
 from state.spec import ModelSpec
 from tools.coerce import FALSE_SPELLINGS, TRUE_SPELLINGS, label_indices, to_numbers, to_text
 from tools.sources import SourceFile, list_sources, read_batches
-from tools.times import EVENT_TIME, parse_times
+from tools.times import EVENT_TIME, mixed_zones, parse_times, zones_of
 
 LABEL, AVAILABLE = "label", "available_at"
 _TEXT = "text"
@@ -46,8 +47,12 @@ def stage_labels(path: Path, spec: ModelSpec, predictions: StagedPredictions, pr
             remedy="Add available_at to all of them, or leave it out everywhere",
         )
     reading = time_reading(dated, "when the label became available") if dated else ""
-    raw = _read(path, sources, columns, reading, progress)
+    zones: Counter[str] = Counter()
+    raw = _read(path, sources, columns, reading, progress, zones)
     known, notes = _known(path, raw, predictions)
+    mixed = mixed_zones(dated[0][1], zones) if dated else None
+    if mixed is not None:
+        notes.append(f"{path}: {mixed}.")
     known = _typed(spec, known, decimal_comma=any(source.decimal_comma for source in sources))
     known, more = _whole_days(known) if dated else _assumed(spec, known)
     _refuse_early(known)
@@ -59,14 +64,17 @@ def stage_labels(path: Path, spec: ModelSpec, predictions: StagedPredictions, pr
 
 
 def _read(
-    path: Path, sources: Sequence[SourceFile], columns: Sequence[LabelColumns], reading: str, progress: Progress
-) -> pl.DataFrame:
-    """Every row that has a label."""
+    path: Path, sources: Sequence[SourceFile], columns: Sequence[LabelColumns], reading: str, progress: Progress,
+    zones: Counter[str],
+) -> pl.DataFrame:  # fmt: skip
+    """Every row that has a label; what their times say of their zone is counted in `zones`."""
     frames: list[pl.DataFrame] = []
     n_read = 0
     for source, named in zip(sources, columns, strict=True):
         for batch in read_batches(source, named.wanted()):
             n_read += batch.rows.height
+            if named.available_at is not None:
+                zones.update(zones_of(batch.rows[named.available_at]))
             frames.append(_normalised(source, batch.first_row, batch.rows, named, reading).drop_nulls(_TEXT))
             progress(f"read {n_read} labels")
     if not any(frame.height for frame in frames):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from state.errors import InputError
 from state.spec import ModelSpec
 from tools.coerce import coerce, to_numbers, to_text
 from tools.sources import Batch, SourceFile, list_sources, read_batches
-from tools.times import EVENT_TIME, parse_times
+from tools.times import EVENT_TIME, mixed_zones, parse_times, zones_of
 
 Progress = Callable[[str], None]
 SCORE = "recorded_score"
@@ -38,6 +39,7 @@ class _Tally:
     n_read: int = 0
     n_unscored: int = 0
     n_malformed: int = 0
+    zones: Counter[str] = field(default_factory=Counter)
     unparsable: dict[str, str]
     """Feature -> an example of a value that does not fit its type."""
     filled: dict[str, int]
@@ -90,6 +92,7 @@ def _normalised(
 ) -> pl.DataFrame:
     raw = batch.rows
     tally.n_read += raw.height
+    tally.zones.update(zones_of(raw[named.time]))
     row = pl.Series(ROW, range(batch.first_row + 1, batch.first_row + raw.height + 1), dtype=pl.Int64)
     ids = ids_of(raw[named.request_id]).alias(ID)
     times = parse_times(raw[named.time], reading).cast(EVENT_TIME).alias(TIME)
@@ -196,6 +199,9 @@ def _notes(path: Path, spec: ModelSpec, named: PredictionColumns, tally: _Tally)
     notes = []
     if tally.n_malformed:
         notes.append(f"{path}: {tally.n_malformed} lines have more or fewer fields than the header and were left out.")
+    mixed = mixed_zones(named.time, tally.zones)
+    if mixed is not None:
+        notes.append(f"{path}: {mixed}.")
     if tally.n_unscored:
         notes.append(
             f"{tally.n_unscored} predictions have no score: nobody was served by them, and they were left out."

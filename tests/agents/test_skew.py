@@ -22,7 +22,7 @@ def served(n_rows: int = 10, **changes: list[Any]) -> pl.DataFrame:
         "tenure": [float(i) for i in range(n_rows)], "spend": [0.1 * i for i in range(n_rows)], "visits": [None] * n_rows,
         "plan": ["a"] * n_rows, "mobile": [1.0] * n_rows,
     }  # fmt: skip
-    floats = {name: pl.Float32 for name in ("tenure", "spend", "visits", "mobile")}
+    floats = dict.fromkeys(("tenure", "spend", "visits", "mobile"), pl.Float32)
     return pl.DataFrame({**columns, **changes}, schema_overrides=floats)
 
 
@@ -49,7 +49,9 @@ class Store:
 
 def offline(**changes: list[Any]) -> pl.DataFrame:
     doubles = served(**changes).drop("entity", "event_time")
-    return doubles.with_columns(pl.col("tenure", "visits").cast(pl.Float64), pl.Series("spend", [0.1 * i for i in range(10)]))
+    return doubles.with_columns(
+        pl.col("tenure", "visits").cast(pl.Float64), pl.Series("spend", [0.1 * i for i in range(10)])
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,9 @@ def offline(**changes: list[Any]) -> pl.DataFrame:
         ),
     ],
 )
-def test_values_are_compared_key_by_key(values: dict[str, list[Any]], n_differ: int, by_feature: dict[str, int]) -> None:
+def test_values_are_compared_key_by_key(
+    values: dict[str, list[Any]], n_differ: int, by_feature: dict[str, int]
+) -> None:
     found = compare(Store(offline(**values)), served(), SPEC)
 
     assert (found.n_keys, found.n_differ, found.by_feature) == (10, n_differ, by_feature)

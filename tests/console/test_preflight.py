@@ -31,3 +31,21 @@ def test_rows_that_are_set_aside_are_counted_with_the_reason(tmp_path: Path) -> 
     assert f"orders: 2 rows set aside: time unreadable; see {kept}" in said
     assert f"orders: 1 rows set aside: fields do not match the header; see {kept}" in said
     assert kept.exists()
+
+
+def test_a_column_of_several_time_zones_is_named_with_what_is_made_of_it(tmp_path: Path) -> None:
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    zones = ("Z", "-05:00", "")
+    lines = [
+        f"{start + i * timedelta(hours=3):%Y-%m-%dT%H:%M:%S}{zones[i % 3]},{i * 7 % 31},{i % 2}" for i in range(399)
+    ]
+    file = tmp_path / "orders.csv"
+    file.write_text("\n".join(["when,amount,bad", *lines]))
+    spec = init_spec(file, out=tmp_path / "orders.yaml", label="bad").spec.path
+
+    said: list[str] = []
+    with closing(open_workspace(settings_of(tmp_path / "home"), create=True)) as workspace:
+        import_rows(workspace, load_spec(spec), window=None, say=lambda who, text: said.append(text))
+
+    (warning,) = [text for text in said if "warning" in text]
+    assert "orders: warning: column 'when' mixes times with a zone, +00:00 (133) and -05:00 (133), and 133" in warning

@@ -160,7 +160,9 @@ def _likelier_than_a_shift(days: _Days, unit: Unit, today: Floats, blur: Floats)
     typical_step = TYPICAL_STEP * days.pooled_sd
     step = max(abs(today[2] - days.last[2]) - blur[2], 0.0) / typical_step
     excess = _scale_excess(days, today, blur)
-    if days.last[0] * days.last[4] > 0 and today[2] * days.last[2] > 0:  # values on both sides of zero have no such ratio
+    if (
+        days.last[0] * days.last[4] > 0 and today[2] * days.last[2] > 0
+    ):  # values on both sides of zero have no such ratio
         ratio = today[2] / days.last[2]
         excess = min(excess, _scale_excess(days, today / ratio, blur / ratio))
     moved = -0.5 * excess**2 - step - math.log(2 * typical_step)

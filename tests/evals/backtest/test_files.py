@@ -268,3 +268,18 @@ def test_a_model_that_nobody_trained_or_scored_cannot_be_watched(given: History,
 
     with pytest.raises(InputError, match="there is no model to watch"):
         read(on_predictions(lambda f: f.drop("score"))(given), tmp_path / "unscored", spec)
+
+
+def test_times_of_several_zones_are_named_with_their_column(given: History, tmp_path: Path) -> None:
+    def spelled(frame: pl.DataFrame, column: str) -> pl.DataFrame:
+        text = pl.col(column).dt.strftime("%Y-%m-%d %H:%M:%S%.f")
+        zone = pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("+00:00")).otherwise(pl.lit(""))
+        return frame.with_columns((text + zone).alias(column))
+
+    both = on_predictions(lambda frame: spelled(frame, "event_time"))(given)
+    both = on_labels(lambda frame: spelled(frame, "available_at"))(both)
+
+    recording = read(both, tmp_path)
+
+    said = [note for note in recording.notes if "without one, which are read as UTC" in note]
+    assert ["'event_time'" in said[0], "'available_at'" in said[1]] == [True, True]
