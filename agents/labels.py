@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from state.spec import ModelSpec
 from tools.drift.labels import MIN_ROWS, LabelCounts
 from tools.drift.performance import block_of, rows_by
-from tools.quality import MIN_HISTORY, step_beyond
+from tools.steps import MIN_HISTORY, step_beyond
 from tools.volume import judge_volume
 
 MISSING = 0.5

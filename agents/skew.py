@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
@@ -61,12 +62,12 @@ def compare(features: Features | None, frame: pl.DataFrame, spec: ModelSpec) -> 
     return Comparison(n_keys=both.height, n_differ=n_differ, by_feature=counts)
 
 
-def _differ(served: pl.Series, offline: pl.Series) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _differ(served: pl.Series, offline: pl.Series) -> npt.NDArray[np.bool_]:
     """Which rows differ, shape (n_rows,); a value that one side lacks differs, two missing ones do not."""
     if not served.dtype.is_numeric():
         return served.cast(pl.Utf8).ne_missing(offline.cast(pl.Utf8)).to_numpy()
     a, b = (column.cast(pl.Float64).fill_null(float("nan")).to_numpy() for column in (served, offline))
-    return ~np.isclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * TOLERANCE, equal_nan=True)
+    return np.asarray(~np.isclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * TOLERANCE, equal_nan=True))
 
 
 def find_skew(found: Comparison, before: list[dict[str, int]]) -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ class Store:
 
 
 def offline(**changes: list[Any]) -> pl.DataFrame:
-    doubles = served(**changes).drop("entity", "event_time")
+    doubles = served(10, **changes).drop("entity", "event_time")
     return doubles.with_columns(
         pl.col("tenure", "visits").cast(pl.Float64), pl.Series("spend", [0.1 * i for i in range(10)])
     )

@@ -166,7 +166,7 @@ def _likelier_than_a_shift(days: _Days, unit: Unit, today: Floats, blur: Floats)
         ratio = today[2] / days.last[2]
         excess = min(excess, _scale_excess(days, today / ratio, blur / ratio))
     moved = -0.5 * excess**2 - step - math.log(2 * typical_step)
-    return scaled - math.log(len(UNITS)) > moved
+    return bool(scaled - math.log(len(UNITS)) > moved)
 
 
 def _movement(values: Floats, n_rows: int, pooled: Floats) -> _Days:
