@@ -153,7 +153,16 @@ def _span(record: Record) -> Part:
 
 def _data_fault(record: Record) -> Part:
     hard = [f for f in record.findings if f.get("severity", "hard") == "hard"]
-    for name in ("unit_step", "missing", "missing_column", "new_levels", "no_rows", "repeated", "late_rows"):
+    for name in (
+        "unit_step",
+        "missing_step",
+        "spike",
+        "missing_column",
+        "new_levels",
+        "no_rows",
+        "repeated",
+        "late_rows",
+    ):
         found = [f for f in hard if f["kind"] in (name, f"{name}_rows")]
         if not found:
             continue
@@ -163,11 +172,19 @@ def _data_fault(record: Record) -> Part:
             return {"inject": "unit", "features": features, "magnitude": _factor(record, str(found[0]["detail"]))}
         if name == "no_rows":
             return {"inject": "no_rows"}
-        share = 1.0 if name == "missing_column" else min(max(float(found[0].get("value") or 1.0), 0.0), 1.0)
-        inject = {"missing_column": "missing", "new_levels": "new_level"}.get(name, name)
+        inject = {
+            "missing_column": "missing", "missing_step": "missing", "new_levels": "new_level", "spike": "skew",
+        }.get(name, name)  # fmt: skip
+        share = 1.0 if name == "missing_column" else _share(str(found[0].get("detail")))
         return {"inject": inject, **({"features": features} if features else {}), "magnitude": round(share, 4)}
     kinds = ", ".join(sorted({str(f["kind"]) for f in hard})) or "none is recorded"
     raise _cannot(record, f"no injection stands for its findings ({kinds})")
+
+
+def _share(detail: str) -> float:
+    """The share of rows or values that a finding begins with; all of them where it names none."""
+    named = re.match(r"([\d.]+)%", detail)
+    return float(named[1]) / 100 if named is not None else 1.0
 
 
 def _skew(record: Record) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,3 +56,29 @@ def test_what_is_recorded_is_taken_over_and_what_is_assumed_is_said(tmp_path: Pa
     text = file.read_text()
     assert "# Taken from the record:" in text
     assert "# - rows, their true coefficients" in text
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "inject", "share"),
+    [
+        ({"inject": "missing", "features": ["spend"], "magnitude": 0.5}, "data_fault", "missing", 0.5),
+        ({"inject": "skew", "features": ["spend"], "magnitude": 0.3, "release": "kept"}, "skew", "skew", 0.1),
+    ],
+)
+def test_missing_values_and_skew_are_told_again(
+    tmp_path: Path, fault: dict[str, Any], cause: str, inject: str, share: float
+) -> None:
+    origin = scenario(days=8, timeline=[{"day": 4, "until_day": 6, **fault}], truth={"cause": [cause]})
+    stage = set_stage(origin, seed=3, folder=tmp_path / "run")
+    for _ in stage.play():
+        continue
+    file = tmp_path / "again.yaml"
+    with stage.scene.crew.db.transaction() as conn:
+        (incident,) = store.select(conn, IncidentRow)
+        file.write_text(scenario_from(conn, incident.id))
+    stage.scene.crew.db.close()
+
+    change = load_scenario(file).timeline[0]
+    assert isinstance(change, DataChange)
+    assert (incident.cause, change.inject, change.features) == (cause, inject, ["spend"])
+    assert change.magnitude == pytest.approx(share, abs=0.12)

@@ -52,6 +52,7 @@ def test_a_good_scenario_is_read(tmp_path: Path) -> None:
     pytest.param("magnitude: 0.6", "model: fraud", "timeline[0].model: 'fraud' is no model", id="no-such-model"),
     pytest.param("magnitude: 0.6", "features: [height]", "no model has a feature 'height'", id="no-such-feature"),
     pytest.param("magnitude: 0.6", "table: erp", "timeline[0].table: no model reads from 'erp'", id="no-such-table"),
+    pytest.param("magnitude: 0.6", "release: kept", "timeline[0].release: only `skew` can have", id="release-of-nothing"),
     pytest.param("[spend, visits]", "[spend, height]", "models[0].tables.crm: no feature 'height'", id="table-of-nothing"),
     pytest.param(
         "deadline_days: 15", "must_not: [{effect: promote}]\ndeadline_days: 15",

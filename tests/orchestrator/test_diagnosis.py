@@ -20,6 +20,7 @@ MAJOR: dict[str, Any] = {"drift_level": "major", "drifting_features": ("spend", 
         pytest.param(
             {"quality_findings": ("x",), **LOSS, "server_ready": False}, "data_fault", "x", id="data-before-all"
         ),
+        pytest.param({"skew": "spend: 9 %", "quality_findings": ("x",)}, "skew", "spend: 9 %", id="skew-before-data"),
         pytest.param({"server_ready": False}, "serving_fault", "health check", id="server-down"),
         pytest.param({"error_ratio": 0.2}, "serving_fault", "20.0%", id="champion-answers-errors"),
         pytest.param({"canary_failed": True}, "bad_release", "failed its analysis", id="failed-canary"),
