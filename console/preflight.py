@@ -22,6 +22,7 @@ from state.rows import ModelRow, SwitchRow
 from state.spec import FilesData, ManagedServing, ModelSpec
 from tools.data import WorkspaceData
 from tools.datastore import day_files, read_manifest
+from tools.features import check_offline
 from tools.importer import import_files
 from tools.mesh.translate import address_of
 from tools.times import mixed_zones
@@ -70,6 +71,7 @@ def import_rows(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
             remedy=f"Say --replay {known.until:%Y-%m-%d} to go on, or begin another workspace with --home",
         )
     say("data validation", f"reading {spec.data.path if isinstance(spec.data, FilesData) else spec.model}")
+    check_offline(spec, loaded.base_path)
     result = import_files(home, spec, loaded.base_path, until=window.start if window else None)
     if result.changed:
         later = f"; {result.manifest.n_labelled_replay} labelled ones to replay" if window else ""

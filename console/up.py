@@ -86,7 +86,7 @@ def start_model(workspace: Workspace, loaded: LoadedSpec, *, window: Window | No
     check_port(workspace, loaded)
     check_time(workspace, window)
     window = import_rows(workspace, loaded, window=window, say=say)
-    platform = laptop_platform(workspace, {spec.model: spec})
+    platform = laptop_platform(workspace, {spec.model: spec}, loaded.base_path)
     clock: Clock = ReplayClock(_replay_now(workspace, window)) if window else _wall_clock(workspace)
     crew = make_crew(
         workspace, platform, clock, say, policy=policy, signer=signer, patience=None if window else PATIENCE

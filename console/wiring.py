@@ -21,10 +21,14 @@ from tools.processes import start_ticks
 from tools.servers import LocalServers
 
 
-def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Platform:
-    """The embedded platform: kfp.local, MLflow on SQLite, a server process per version, a real Envoy."""
+def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec], base_path: Path) -> Platform:
+    """The embedded platform: kfp.local, MLflow on SQLite, a server process per version, a real Envoy.
+
+    Relative paths of the specs start from `base_path`.
+    """
     # Heavy clients: `steady status` must not pay for them.
     from tools.data import WorkspaceData
+    from tools.features import FileFeatures
     from tools.metrics import EnvoyMetrics
     from tools.notify import AppriseNotifier
     from tools.outcomes import WorkspaceOutcomes
@@ -43,6 +47,7 @@ def laptop_platform(workspace: Workspace, specs: Mapping[str, ModelSpec]) -> Pla
         outcomes=WorkspaceOutcomes(home),
         notifier=AppriseNotifier(workspace.settings.notify_urls, sent=home / "notified.json"),
         specs=dict(specs),
+        features=FileFeatures(specs, base_path) if any(spec.offline for spec in specs.values()) else None,
     )
 
 

@@ -62,6 +62,17 @@ class QueryData(SpecPart):
 Data: TypeAlias = Annotated[FilesData | QueryData, Field(discriminator="kind")]
 
 
+class OfflineFiles(SpecPart):
+    """Feature values as training reads them, to hold against what was served: parquet or CSV with a row per entity and
+    event time, the columns of `data.entity`, the time and the features; features that it lacks are not compared."""
+
+    kind: Literal["files"] = "files"
+    path: str
+    """Relative to the spec file, or absolute: one file, or a directory of files."""
+    time: str | None = None
+    """Column of the event time; None takes the name of `data.time`."""
+
+
 class Feature(SpecPart):
     name: str
     type: Literal["numeric", "categorical", "boolean", "text"]
@@ -257,6 +268,8 @@ class ModelSpec(SpecPart):
     outcomes: Literal["independent", "affected"] = "independent"
     """`affected` where a prediction causes or hides the outcome: then only randomised arms count."""
     data: Data
+    offline: OfflineFiles | None = None
+    """Where the offline values of served rows are; None compares nothing."""
     features: Annotated[list[Feature], Field(min_length=1)]
     training: Training
     objective: Bound
@@ -279,6 +292,8 @@ class ModelSpec(SpecPart):
             raise ValueError(f"features: {', '.join(repeated)} is listed more than once")
         if self.data.label.column in names:
             raise ValueError(f"features: {self.data.label.column!r} is the label and cannot be a feature")
+        if self.offline is not None and not self.data.entity:
+            raise ValueError("offline: its rows are found by entity and event time, and data.entity names no column")
         allowed = REGRESSION_METRICS if self.task == "regression" else CLASSIFICATION_METRICS
         for where, bound in [("objective", self.objective), *((f"gates[{i}]", g) for i, g in enumerate(self.gates))]:
             if bound.metric not in allowed:

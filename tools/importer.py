@@ -76,7 +76,7 @@ def import_files(
     reading = Reading(
         spec=spec,
         data=data,
-        time_reading=base.time_reading if base else find_time_reading(sources, data),
+        time_reading=base.time_reading if base else find_time_reading(sources, data.time),
         until=until,
         start=start,
     )

@@ -91,7 +91,7 @@ def _normalise(source: SourceFile, batch: Batch, reading: Reading, tally: Tally)
             tally.unparsable[feature.name] += read.n_unparsable
             tally.examples.setdefault(feature.name, f"{read.example!r} in {source.path}")
     rows = pl.DataFrame(columns)
-    entity = _entity(raw, data.entity)
+    entity = entity_of(raw, data.entity)
     rows = rows.with_columns(pl.Series("request_id", _request_ids(source.name, batch.first_row, rows, entity)))
     rows = rows.with_columns(pl.coalesce(entity, pl.col("request_id")).alias("entity"))
     # Text until every file is read: only then are the classes, and with them the indices, known.
@@ -103,7 +103,8 @@ def _normalise(source: SourceFile, batch: Batch, reading: Reading, tally: Tally)
     )
 
 
-def _entity(raw: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
+def entity_of(raw: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
+    """The entity of each row, its columns joined by `|`; null where all are empty or none is named."""
     if not columns:
         return pl.Series("entity", [None] * raw.height, dtype=pl.String)
     parts = pl.DataFrame([to_text(raw[name]).alias(name) for name in columns])
@@ -164,16 +165,21 @@ def _within(rows: pl.DataFrame, reading: Reading, tally: Tally) -> pl.DataFrame:
     return rows
 
 
-def find_time_reading(sources: Sequence[SourceFile], data: FilesData) -> str:
-    samples = [_head(source, data.time) for source in sources]
+def find_time_reading(sources: Sequence[SourceFile], column: str, field_name: str = "data.time") -> str:
+    """How the files spell the times of `column`, which `field_name` of the spec names.
+
+    Raises:
+        InputError: most of its values are no times.
+    """
+    samples = [_head(source, column) for source in sources]
     joined = pl.concat([sample.cast(pl.String) if len(samples) > 1 else sample for sample in samples])
     found = detect_time_format(joined)
     if found is None:
         values = joined.drop_nulls()
         first = f"{sources[0].path}, first value {str(values[0])!r}" if len(values) else f"{sources[0].path}, all empty"
         raise InputError(
-            f"column {data.time!r} does not read as a time ({first})",
-            remedy="Set data.time to a column of timestamps, dates or epochs, best as 2026-01-31T12:00:00Z",
+            f"column {column!r} does not read as a time ({first})",
+            remedy=f"Set {field_name} to a column of timestamps, dates or epochs, best as 2026-01-31T12:00:00Z",
         )
     return found.name
 

@@ -6,11 +6,14 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from console.cli.options import settings_of
 from console.init import init_spec
 from console.preflight import import_rows
 from console.specs import load_spec
 from console.workspace import open_workspace
+from state.errors import InputError
 
 
 def test_rows_that_are_set_aside_are_counted_with_the_reason(tmp_path: Path) -> None:
@@ -49,3 +52,17 @@ def test_a_column_of_several_time_zones_is_named_with_what_is_made_of_it(tmp_pat
 
     (warning,) = [text for text in said if "warning" in text]
     assert "orders: warning: column 'when' mixes times with a zone, +00:00 (133) and -05:00 (133), and 133" in warning
+
+
+def test_offline_values_that_are_not_there_stop_the_start(tmp_path: Path) -> None:
+    lines = [f"{datetime(2024, 1, 1, tzinfo=UTC) + i * timedelta(hours=3):%Y-%m-%dT%H:%M:%SZ},u{i % 9},{i * 7 % 31},{i % 2}" for i in range(400)]  # fmt: skip
+    file = tmp_path / "orders.csv"
+    file.write_text("\n".join(["when,user,amount,bad", *lines]))
+    spec = init_spec(file, out=tmp_path / "orders.yaml", label="bad", entity="user").spec.path
+    spec.write_text(spec.read_text() + "\noffline: {path: nowhere.csv}\n")
+
+    with (
+        closing(open_workspace(settings_of(tmp_path / "home"), create=True)) as workspace,
+        pytest.raises(InputError, match=r"nowhere\.csv does not exist"),
+    ):
+        import_rows(workspace, load_spec(spec), window=None, say=lambda who, text: None)
