@@ -85,7 +85,9 @@ def find_skew(found: Comparison, before: list[dict[str, int]]) -> dict[str, Any]
     share = found.n_differ / found.n_keys
     # A feature that differs now and then beside one that is wrong is not what the skew is about.
     most = max(found.by_feature.values())
-    features = [name for name, n in sorted(found.by_feature.items(), key=lambda pair: -pair[1]) if 5 * n >= most]
+    features = [
+        name for name, n in sorted(found.by_feature.items(), key=lambda pair: (-pair[1], pair[0])) if 5 * n >= most
+    ]
     usual = float(earlier[:, 0].sum() / earlier[:, 1].sum()) if earlier[:, 1].sum() else 0.0
     text = (
         f"{', '.join(features)}: served and offline values differ on {share:.1%} of {found.n_keys} keys, "

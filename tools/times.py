@@ -120,7 +120,7 @@ def mixed_zones(column: str, zones: Counter[str]) -> str | None:
     named = {zone: n for zone, n in zones.items() if zone and n}
     offsets = sorted(_minutes(zone) for zone in named if zone[0] in "+-")
     is_one = len(named) < 2 or (len(offsets) == len(named) == 2 and offsets[1] - offsets[0] == _HOUR)
-    shown = " and ".join(f"{zone} ({n})" for zone, n in sorted(named.items(), key=lambda pair: -pair[1])[:4])
+    shown = " and ".join(f"{zone} ({n})" for zone, n in sorted(named.items(), key=lambda pair: (-pair[1], pair[0]))[:4])
     if zones[""] and named:
         return (
             f"column {column!r} mixes times with a zone, {shown}, and {zones['']} without one, which are read as UTC; "

@@ -55,10 +55,11 @@ def test_a_column_of_several_time_zones_is_named_with_what_is_made_of_it(tmp_pat
 
 
 def test_offline_values_that_are_not_there_stop_the_start(tmp_path: Path) -> None:
-    lines = [f"{datetime(2024, 1, 1, tzinfo=UTC) + i * timedelta(hours=3):%Y-%m-%dT%H:%M:%SZ},u{i % 9},{i * 7 % 31},{i % 2}" for i in range(400)]  # fmt: skip
+    times = [datetime(2024, 1, 1, tzinfo=UTC) + i * timedelta(hours=3) for i in range(400)]
+    lines = [f"{at:%Y-%m-%dT%H:%M:%SZ},u{i % 9},{i * 7 % 31},{i % 2}" for i, at in enumerate(times)]
     file = tmp_path / "orders.csv"
     file.write_text("\n".join(["when,user,amount,bad", *lines]))
-    spec = init_spec(file, out=tmp_path / "orders.yaml", label="bad", entity="user").spec.path
+    spec = init_spec(file, out=tmp_path / "orders.yaml", label="bad", entity=["user"]).spec.path
     spec.write_text(spec.read_text() + "\noffline: {path: nowhere.csv}\n")
 
     with (
