@@ -244,6 +244,7 @@ def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, 
     """The same cause again: the incident goes on, and what it had contained is open again."""
     more = fault_body(signal, spec)
     if more and "days" in incident.body:
+        incident.body.pop("lasting", None)  # another fault than the change that has lasted
         incident.body |= joined(incident.body, more)
         incident.body["text"] = signal.text if "symptom" in more else incident.body["text"]
     if signal.name == "loss_alarm" and signal.onset is not None:

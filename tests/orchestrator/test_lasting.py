@@ -103,3 +103,17 @@ def test_a_person_is_asked_no_more_once_the_change_has_lasted(quick: Quick) -> N
         assert stage.world.model(MODEL).quarantined == []
         assert [i.resolution for i in stage.incidents()] == ["new_normal"]
         stage.check_books()
+
+
+def test_another_fault_before_the_incident_closes_is_a_fault(quick: Quick) -> None:
+    with quick(truth=LONG, monitoring={**LASTING, "recovery": days(2)}) as stage:
+        stage.start()
+        stage.days(6)
+        stage.drift("missing", 0.35, features=("spend",))
+        stage.days(4)
+        stage.drift("unit", 1000.0, features=("visits",), until=(stage.clock.now().date() + days(1)).isoformat())
+        stage.days(4)
+
+        (incident,) = stage.incidents()
+        assert (incident.status, incident.resolution) == ("closed", "quarantined")
+        assert len(stage.world.model(MODEL).quarantined) == 4
