@@ -13,7 +13,7 @@ the whole ends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from pydantic import JsonValue
 
 from agents.base import Learned, Move, Situation, Wait, day_start, matured_until, proposal
 from state.spec import ModelSpec
-from tools.experiment import paired_comparison
+from tools.experiment import Paired, not_worse, paired_comparison
 from tools.training_rows import recipe_sha256
 
 SHORTEST_BLOCKS = 10
@@ -128,9 +128,12 @@ def judge_backtest(situation: Situation, reading: dict[str, Any]) -> Move:
     }
     if change is not None:
         args["change_from"] = change.isoformat()
+    if situation.segment is not None:
+        args["segment"] = situation.segment
     reason = (
         f"fit the recipe on everything before {stretch.start:%Y-%m-%d} and compare it with version "
         f"{situation.champion} on the labelled days up to {stretch.end:%Y-%m-%d}"
+        + (f" in {situation.segment} and on the whole" if situation.segment is not None else "")
     )
     return proposal(situation, "training", args, reason)
 
@@ -158,14 +161,39 @@ def _too_early(situation: Situation, possible: datetime) -> Move:
 
 
 def judge_pairs(spec: ModelSpec, args: Mapping[str, JsonValue], outputs: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """The paired verdict over the blocks that a backtest with `args` returned; `open_because` says why there is none."""
+    """The paired verdict over the blocks that a backtest with `args` returned; `open_because` says why there is none.
+
+    With a segment in `args` it is the verdict inside it, and a win there counts only where the challenger is not worse
+    on the whole by the margin that an A/B test of the spec calls none.
+    """
     blocks = [b for b in outputs["blocks"] if b["champion_loss"] is not None and b["challenger_loss"] is not None]
-    paired = paired_comparison(
-        [float(b["champion_loss"]) for b in blocks],
-        [float(b["challenger_loss"]) for b in blocks],
+    whole = _paired(spec, [(b["champion_loss"], b["challenger_loss"]) for b in blocks])
+    segment = args.get("segment")
+    if segment is None:
+        return _verdict(spec, args, whole)
+    inside = _paired(spec, [b["segments"][segment] for b in blocks if segment in b.get("segments", {})])
+    margin = spec.rollout.ab_test.margin
+    holds = not_worse(whole, margin)
+    found = _verdict(spec, args, inside)
+    if inside.verdict == "win" and not holds:
+        found["verdict"] = "lose"
+    return found | {
+        "segment": segment, "whole_holds": holds, "whole_difference": whole.mean_difference, "whole_se": whole.se,
+        "margin": margin,
+    }  # fmt: skip
+
+
+def _paired(spec: ModelSpec, losses: Sequence[Sequence[Any]]) -> Paired:
+    """Pairs of the champion's loss and the challenger's, in order of time."""
+    return paired_comparison(
+        [float(champion) for champion, _ in losses],
+        [float(challenger) for _, challenger in losses],
         win_z=spec.monitoring.win_z,
         min_blocks=spec.monitoring.min_blocks,
     )
+
+
+def _verdict(spec: ModelSpec, args: Mapping[str, JsonValue], paired: Paired) -> dict[str, JsonValue]:
     why = _open_because(spec, args, paired.n_blocks) if paired.verdict != "win" else ""
     return {
         "verdict": "no_verdict" if why else paired.verdict,

@@ -55,6 +55,8 @@ class Situation(BaseModel):
     """Days that the open data fault covers (ISO dates)."""
     change_from: AwareDatetime | None = None
     """About when the change began that the incident is about; None where the run serves no incident."""
+    segment: str | None = None
+    """The segment that the incident is confined to; None where it is about all rows."""
 
 
 class Propose(BaseModel):

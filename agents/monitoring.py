@@ -24,6 +24,7 @@ from state.plans import ActionOutcome
 from state.profile import Profile, read_reference
 from state.spec import ModelSpec
 from tools.drift.performance import block_losses, rows_by
+from tools.drift.segments import cells_of, frame_segments, segment_features
 from tools.ports import Platform
 from tools.quality import QualityFinding, check_block
 
@@ -72,6 +73,8 @@ class Measured(BaseModel):
     """What would have been a finding, had the system run throughout the block."""
     losses: dict[str, dict[str, float]] = {}
     """Version -> block -> loss of the objective's metric."""
+    segments: dict[str, dict[str, list[float | None]]] = {}
+    """Block -> segment -> the champion's loss, rows and loss outside it (`SegmentLoss.cells`)."""
     n_labelled: int = 0
     newest_label: str | None = None
     """Event time of the newest labelled row."""
@@ -196,6 +199,12 @@ def _measure_outcomes(watch: Watch, platform: Platform, measured: Measured) -> N
     for version, part in rows_by(frame, frame["version"]).items():
         losses = block_losses(spec.objective.metric, part, block=spec.monitoring.block, threshold=threshold)
         measured.losses[version] = losses
+        if version == watch.champion:
+            inside = frame_segments(
+                spec.objective.metric, part, block=spec.monitoring.block, features=segment_features(spec),
+                threshold=threshold,
+            )  # fmt: skip
+            measured.segments = cells_of(inside)
 
 
 def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:

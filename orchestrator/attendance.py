@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.crew import Crew, observe
 from orchestrator.cursor import block_name, block_start, cursor_at, read_cursor, save_cursor
+from orchestrator.segment_book import SegmentBook, segments_row
 from orchestrator.triage import note_cadence
 from state import store
 from state.rows import DetectorRow, RolloutRow, RunRow, SwitchRow
@@ -115,6 +116,12 @@ def _go_live(crew: Crew, conn: Connection, spec: ModelSpec, known: Attendance, f
         if row.id.startswith(f"{spec.model}/loss/"):
             state: dict[str, Any] = dict(EDetector.from_state(row.state).restarted().state())
             row.state = state
+            store.put(conn, row, fence=fence)
+        elif row.id.startswith(segments_row(spec.model, "")):
+            book = SegmentBook.from_state(dict(row.state))
+            book.begin_anew(only_alarmed=False)
+            book.recent = {}
+            row.state = book.state()
             store.put(conn, row, fence=fence)
         elif row.id == f"{spec.model}/drift":
             row.state = {"level": None, "features": [], "until": start.isoformat()}

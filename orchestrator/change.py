@@ -10,6 +10,7 @@ import numpy as np
 from agents.backtest import horizon
 from agents.base import day_start, matured_until
 from orchestrator.crew import Crew
+from orchestrator.segment_book import begin_segments_anew, segment_passed
 from orchestrator.signals import WINDOW_BLOCKS, block_begins, days_of_block
 from state import ledger, store
 from state.rows import BlockRow, DetectorRow, IncidentRow, RunRow, SignalRow
@@ -35,6 +36,12 @@ def change_of(spec: ModelSpec, incident: IncidentRow) -> datetime:
     if known is None:  # opened by an earlier version
         return change_began(spec, None, incident.opened_at)
     return datetime.fromisoformat(str(known))
+
+
+def segment_of(incident: IncidentRow) -> str | None:
+    """The segment that an incident is confined to; None where it is about all rows."""
+    segment = incident.body.get("segment")
+    return str(segment) if segment is not None and incident.cause == "segment_regression" else None
 
 
 def later_change(spec: ModelSpec, incident: IncidentRow, onset: str) -> datetime:
@@ -81,8 +88,15 @@ def symptoms_passed(crew: Crew, conn: Connection, spec: ModelSpec, incident: Inc
         return False
     since = datetime.fromisoformat(str(run.body.get("unhealthy_at", incident.opened_at.isoformat())))
     signals = [row for row in store.select(conn, SignalRow, model=spec.model) if row.incident_id == incident.id]
-    losses = _losses_since(crew, conn, spec, since)
-    return bool(signals) and all(_has_passed(conn, spec, row, losses, since) for row in signals)
+    bad = set(crew.platform.outcomes.quarantined(spec.model))
+    losses = _losses_since(conn, spec, since, bad)
+    # The whole may be within what is tolerated while a segment is not.
+    first, version = matured_until(since, spec.data.label.delay), _champion(conn, spec.model)
+    segments = {str(row.body["segment"]) for row in signals if "segment" in row.body}
+    if not all(segment_passed(conn, spec, version, name, first, bad) for name in segments):
+        return False
+    others = [row for row in signals if row.name != "segment_alarm"]
+    return bool(signals) and all(_has_passed(conn, spec, row, losses, since) for row in others)
 
 
 def _has_passed(conn: Connection, spec: ModelSpec, signal: SignalRow, losses: list[float], since: datetime) -> bool:
@@ -102,9 +116,9 @@ def _has_passed(conn: Connection, spec: ModelSpec, signal: SignalRow, losses: li
     return row.state["level"] != "major" and datetime.fromisoformat(str(row.state["until"])) > since
 
 
-def _losses_since(crew: Crew, conn: Connection, spec: ModelSpec, since: datetime) -> list[float]:
+def _losses_since(conn: Connection, spec: ModelSpec, since: datetime, bad: set[str]) -> list[float]:
     """The champion's losses of blocks that had no labels at `since`, newest first, quarantined days left out."""
-    bad, version = set(crew.platform.outcomes.quarantined(spec.model)), _champion(conn, spec.model)
+    version = _champion(conn, spec.model)
     first = matured_until(since, spec.data.label.delay)
     rows = store.select(
         conn, BlockRow, model=spec.model, topic="loss", order="block", newest_first=True, limit=4 * WINDOW_BLOCKS
@@ -122,10 +136,11 @@ def _champion(conn: Connection, model: str) -> str:
 
 
 def begin_anew(conn: Connection, model: str, *, only_alarmed: bool = True) -> None:
-    """The champion's loss is healthy again, or was none: its detector begins anew, so that a relapse is news."""
+    """The champion's loss is healthy again, or was none: its detectors begin anew, so that a relapse is news."""
     version = _champion(conn, model)
     raised = store.get(conn, DetectorRow, f"{model}/alarm/{version}")
     row = store.get(conn, DetectorRow, f"{model}/loss/{version}")
+    begin_segments_anew(conn, model, version, only_alarmed=only_alarmed)
     if row is None or (raised is None and only_alarmed):
         return
     fresh = EDetector.from_state(row.state).restarted()

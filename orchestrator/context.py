@@ -146,8 +146,8 @@ def _judgements(conn: Connection, run: RunRow, spec: ModelSpec, foreseen: Forese
     open_signals = {row.signal for row in incidents}
     z = facts.get("paired_z")
     return {
-        "loss_alarm_open": "loss_alarm" in open_signals,
-        "retraining_due": bool(open_signals & {"loss_alarm", "major_drift"}),
+        "loss_alarm_open": bool(open_signals & {"loss_alarm", "segment_alarm"}),
+        "retraining_due": bool(open_signals & {"loss_alarm", "segment_alarm", "major_drift"}),
         "data_fault_open": _fault_open(incidents),
         "label_doubt_open": any(row.body.get("in_doubt") for row in incidents),
         "outcomes_affected": spec.outcomes == "affected",

@@ -34,6 +34,8 @@ class Symptoms:
     loss_alarm: bool = False
     loss: float | None = None
     reference_loss: float | None = None
+    confined: str | None = None
+    """In figures: the segment inside which the loss has risen while it holds outside; None where it does not hold there."""
     drift_level: Literal["none", "warn", "major"] | None = None
     drifting_features: tuple[str, ...] = ()
     label_rate_shift: float | None = None
@@ -62,7 +64,7 @@ def diagnose(symptoms: Symptoms) -> Diagnosis:
     what changed in the world is judged only where nothing is broken.
     """
     ruled_out: dict[str, str] = {}
-    for judge in (_skew, _data_fault, _label_fault, _serving_fault, _bad_release, _calibration, _world):
+    for judge in (_skew, _data_fault, _label_fault, _serving_fault, _bad_release, _segment, _calibration, _world):
         found = judge(symptoms, ruled_out)
         if found is not None:
             return found
@@ -147,10 +149,13 @@ def _bad_release(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | N
             cause="bad_release", evidence_for=("the candidate failed its analysis under live traffic",),
             evidence_against=(), alternatives={"serving_fault": "the champion beside it is healthy"},
         )  # fmt: skip
-    if symptoms.candidate_serving and symptoms.loss_alarm:
+    if symptoms.candidate_serving and (symptoms.loss_alarm or symptoms.confined is not None):
         return Diagnosis(
             cause="bad_release",
-            evidence_for=("the loss alarm began while a new version was taking traffic",),
+            evidence_for=(
+                "the loss alarm began while a new version was taking traffic",
+                *([symptoms.confined] if symptoms.confined is not None else []),
+            ),
             evidence_against=(),
             alternatives={"concept_drift": "the previous version is the first remedy; drift is judged after it"},
         )
@@ -164,6 +169,18 @@ def _bad_release(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | N
         )
     ruled_out["bad_release"] = "no version younger than its bake window takes traffic"
     return None
+
+
+def _segment(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:
+    """The relation of inputs and label changed for some rows only, or their labels did: retraining may not be the remedy."""
+    if symptoms.confined is None:
+        return None
+    ruled_out["concept_drift"] = "the loss holds outside the segment"
+    moved = f"inputs moved: {', '.join(symptoms.drifting_features[:6])}"
+    return Diagnosis(
+        cause="segment_regression", evidence_for=(symptoms.confined,),
+        evidence_against=(moved,) if symptoms.drift_level == "major" else (), alternatives=ruled_out,
+    )  # fmt: skip
 
 
 def _world(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:

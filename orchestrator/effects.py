@@ -90,18 +90,34 @@ def _backtested(
         "remedy_known": True, "training_justified": won, "paired_win": won,
         "paired_z": paired["z"], "paired_verdict": paired["verdict"], "paired_evidence": evidence_id,
     }  # fmt: skip
-    incident = store.get(conn, IncidentRow, run.subject_id) if won and run.subject_kind == "incident" else None
-    if incident is not None:
+    incident = store.get(conn, IncidentRow, run.subject_id) if run.subject_kind == "incident" else None
+    if incident is not None and won:
         learn_from_win(
             crew, conn, spec, incident, z=float(str(paired["z"])), evidence_id=evidence_id, fence=fence
         )  # fmt: skip
     again = _look_again(crew, conn, run, spec, intent, paired)
+    if incident is not None and not won and again is None and "segment" in paired:
+        run.facts["story"] = _no_remedy(incident, paired)
     observe(
         crew, conn, model=intent.model, topic="backtest", verdict=str(paired["verdict"]), run_id=run.id,
         incident_id=run.subject_id if run.subject_kind == "incident" else None, actor='Agent::"training"',
         summary=_paired_sentence(intent, paired, again), details={**paired, "args": dict(intent.args)},
         evidence_ids=[evidence_id],
     )  # fmt: skip
+
+
+def _no_remedy(incident: IncidentRow, paired: dict[str, JsonValue]) -> str:
+    """What the owner of a model is told of a segment that retraining does not mend."""
+    if paired["verdict"] == "no_verdict":
+        why = f"there were too few rows to tell whether retraining helps ({paired['open_because']})"
+    elif not paired["whole_holds"] and float(str(paired["z"])) >= float(str(paired["needed_z"])):
+        why = "retraining helps there and harms the whole"
+    else:
+        why = "retraining does not help"
+    return (
+        f"degraded in {paired['segment']}, {why}. {incident.body.get('text')}. The champion stays: whether the segment is "
+        "to be served by it, and whether its labels are right, is for a person to decide"
+    )
 
 
 def _look_again(
@@ -139,12 +155,15 @@ def _paired_sentence(intent: CommittedIntent, paired: dict[str, JsonValue], agai
     needed = f" (needed over {n} blocks: {float(str(paired['needed_z'])):.2f})" if paired["needed_z"] else ""
     what = {
         "win": "the newer fit is better: the recipe wins",
-        "lose": "not enough for a win: the champion stays",
+        "lose": "not enough for a win: the champion stays"
+        if paired.get("whole_holds", True)
+        else "worse on the whole: the champion stays",
         "no_verdict": f"no verdict: {paired['open_because']}",
     }[str(paired["verdict"])]
     later = f"; the next backtest comes on {again:%Y-%m-%d}" if again is not None else ""
+    where = f" in {paired['segment']}" if "segment" in paired else ""
     return (
-        f"Paired comparison with version {intent.args.get('champion')} over {n} blocks on {paired['metric']}: "
+        f"Paired comparison with version {intent.args.get('champion')}{where} over {n} blocks on {paired['metric']}: "
         f"mean loss difference {float(str(paired['mean_difference'])):+.4f}, z {z:.2f}{needed} - {what}{later}."
     )
 
@@ -271,8 +290,8 @@ def _promoted(
 
 
 def _keep_reference(conn: Connection, run: RunRow, model: str, version: str, fence: Fence) -> None:
-    """The version's out-of-sample block losses, from its training or its evaluation, and its training's labels by score:
-    what its detectors are held against."""
+    """The version's out-of-sample block losses, from its training or its evaluation, and its training's labels by score and
+    losses by segment: what its detectors are held against."""
     training = store.get(conn, EvidenceRow, str(run.facts.get("training_evidence", "")))
     paired = store.get(conn, EvidenceRow, str(run.facts.get("paired_evidence", "")))
     losses: list[Any] = []
@@ -286,7 +305,9 @@ def _keep_reference(conn: Connection, run: RunRow, model: str, version: str, fen
     labels: list[JsonValue] = [
         {"block": block["block"], "cells": block["labels"]} for block in trained if block.get("labels")
     ]
-    row = DetectorRow(id=f"{model}/reference/{version}", model=model, state={"losses": known, "labels": labels})
+    segments = {block["block"]: block["segments"] for block in trained if block.get("segments")}
+    state: dict[str, Any] = {"losses": known, "labels": labels, "segments": segments}
+    row = DetectorRow(id=f"{model}/reference/{version}", model=model, state=state)
     store.put(conn, row, fence=fence)
 
 

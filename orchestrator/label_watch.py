@@ -10,6 +10,8 @@ import polars as pl
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.doubt import fault_row
 from orchestrator.label_book import label_reference, labels_by_score
+from orchestrator.segment_book import read_segments
+from orchestrator.segment_watch import in_words, segment_since
 from orchestrator.signals import WINDOW_BLOCKS, Signal, block_begins
 from state import store
 from state.rows import DetectorRow, IncidentRow
@@ -25,7 +27,7 @@ ROWS_PER_BLOCK = 4_000
 """Rows of a block that the dependence on features is measured on."""
 COMPARED = 14
 """Good blocks before a change that its rows are compared with."""
-SYMPTOMS = frozenset({"loss_alarm", "goal_missed"})
+SYMPTOMS = frozenset({"loss_alarm", "segment_alarm", "goal_missed"})
 """What labels at fault bring about."""
 
 
@@ -38,6 +40,8 @@ class _Case:
     reference: LabelReference
     live: list[LabelCounts]
     """Blocks after the reference, oldest first, without faulty and quarantined ones."""
+    bad: frozenset[str]
+    """Quarantined days (ISO dates)."""
 
 
 def explain(
@@ -51,18 +55,18 @@ def explain(
     """
     if spec.task != "binary":
         return alarms
-    bad = set(crew.platform.outcomes.quarantined(spec.model))
-    reference, live = label_reference(conn, spec, champion, labels_by_score(conn, spec, champion, bad))
+    bad = frozenset(crew.platform.outcomes.quarantined(spec.model))
+    reference, live = label_reference(conn, spec, champion, labels_by_score(conn, spec, champion, set(bad)))
     if reference is None or not live:
         return alarms
-    case = _Case(spec=spec, champion=champion, reference=reference, live=live)
+    case = _Case(spec=spec, champion=champion, reference=reference, live=live, bad=bad)
     others = [alarm for alarm in alarms if alarm.name not in SYMPTOMS]
     incident = _open_fault(conn, spec)
     if incident is not None:
         if incident.body.get("in_doubt"):
             return [*others, *_still_in_doubt(crew, conn, case, incident, fence)]
         return [*others, *_still_faulty(conn, case, fence)]
-    alarm = next((alarm for alarm in alarms if alarm.name == "loss_alarm"), None)
+    alarm = next((alarm for alarm in alarms if alarm.name in ("loss_alarm", "segment_alarm")), None)
     off = calibration_alarms(
         reference, live, tolerance=spec.monitoring.tolerance, false_alarm_blocks=spec.monitoring.false_alarm_blocks
     )  # fmt: skip
@@ -72,7 +76,12 @@ def explain(
         return alarms
     if alarm is None and not _is_news(conn, case, change):
         return alarms
-    symptom = alarm or _calibration_lost(conn, case, change, fence)
+    symptom = alarm
+    if symptom is None and _confined(conn, case, change) is not None:
+        symptom = segment_since(conn, spec, champion, change.since, bad=bad, fence=fence)
+        if symptom is None:
+            return alarms  # told before
+    symptom = symptom or _calibration_lost(conn, case, change, fence)
     found = _look_into(crew, conn, case, change, symptom, fence)
     if found.name == "label_fault":
         return [*others, found]
@@ -82,12 +91,20 @@ def explain(
 def _look_into(crew: Crew, conn: Connection, case: _Case, change: Change, symptom: Signal, fence: Fence) -> Signal:
     """A fault of the labels in the place of the symptom that it explains; else the symptom with what speaks against one."""
     moved = _inputs_moved(conn, case.spec, change)
-    verdict = judge_change(change, _dependence(crew, case, change), inputs_moved=moved)
+    confined = symptom.details.get("confined") or _confined(conn, case, change)
+    verdict = judge_change(change, _dependence(crew, case, change), inputs_moved=moved, confined=confined)
     evidence_id = _keep(crew, conn, case, change, verdict, fence)
     if verdict.kind == "world" or _is_cleared(conn, case, change):
         return _with_labels(symptom, case, change, verdict, evidence_id)
     _remember(conn, case, change, fence)
     return _fault(case, change, verdict, symptom, evidence_id)
+
+
+def _confined(conn: Connection, case: _Case, change: Change) -> str | None:
+    """In figures: the segment that the change is confined to; None where it goes through all rows."""
+    book = read_segments(conn, case.spec, case.champion)
+    one = book.confined_since(case.spec, change.since, case.bad)
+    return in_words(case.spec, book, one) if one is not None else None
 
 
 def _is_news(conn: Connection, case: _Case, change: Change) -> bool:
@@ -135,10 +152,11 @@ def _with_labels(alarm: Signal, case: _Case, change: Change, verdict: LabelVerdi
 
 def _still_in_doubt(crew: Crew, conn: Connection, case: _Case, incident: IncidentRow, fence: Fence) -> list[Signal]:
     """What newer blocks say; nothing new while they cannot tell either, or while a person is asked."""
-    if incident.body.get("asking"):
-        return []
-    symptom = Signal.model_validate(incident.body["symptom"])
     change = find_change(case.reference, case.live)
+    segment = segment_since(conn, case.spec, case.champion, change.since, bad=case.bad, fence=fence) if change else None
+    if incident.body.get("asking") and segment is None:
+        return []
+    symptom = segment or Signal.model_validate(incident.body["symptom"])
     if change is None:
         return [symptom]
     found = _look_into(crew, conn, case, change, symptom, fence)

@@ -11,6 +11,8 @@ from orchestrator.awaited import still_missing
 from orchestrator.change import begin_anew, symptoms_passed
 from orchestrator.crew import Crew, observe, tell
 from orchestrator.goal_aims import goal_aim
+from orchestrator.quiet import keep_quiet
+from orchestrator.segment_book import segment_regressed
 from state import log, store
 from state.decisions import IncidentChanged
 from state.plans import ActionKind
@@ -78,9 +80,10 @@ def _recovering(crew: Crew, run: RunRow, spec: ModelSpec, *, outcome: str) -> Ai
 
 
 def loss_alarm(conn: Connection, model: str, version: str) -> bool:
-    """Whether the loss detector of this version has alarmed."""
+    """Whether the loss detector of this version has alarmed, or its loss has risen in one segment."""
     row = store.get(conn, DetectorRow, f"{model}/loss/{version}")
-    return row is not None and EDetector.from_state(row.state).alarm
+    whole = row is not None and EDetector.from_state(row.state).alarm
+    return whole or segment_regressed(conn, model, version)
 
 
 def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) -> Aim:
@@ -155,8 +158,11 @@ def _world_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incid
         if not facts.get("remedy_known"):
             return _seek_remedy(crew, conn, run, spec, incident)
         if not facts.get("training_justified"):
-            answered = facts.get("paired_verdict") == "lose"
-            return Aim(move="end", outcome="not_remediable" if answered else "inconclusive")
+            if incident.cause == "segment_regression":
+                # A person decides what the segment is to be served by: the average does not tell that it is worse.
+                return Aim(move="end", outcome="escalated") if facts.get("owner_told") else reach("owner_told")
+            lost = facts.get("paired_verdict") == "lose"
+            return Aim(move="end", outcome="not_remediable" if lost else "inconclusive")
     if facts.get("gates_evaluated") and not facts.get("gates_cleared"):
         return Aim(move="end", outcome="gates_failed")
     return reach("serving_better_model")
@@ -209,13 +215,7 @@ def close_incident(
         begin_anew(conn, incident.model)
     tried_again = resolution == "gates_failed" and incident.signal == "challenger_better"
     if resolution in ANSWERED and incident.signal in MEASURED and not tried_again:
-        champion = store.get(conn, DetectorRow, f"{incident.model}/champion")
-        quiet = DetectorRow(
-            id=f"{incident.model}/quiet/{incident.signal}", model=incident.model,
-            state={"size": incident.body.get("size", 0.0), "incident": incident.id,
-                   "champion": champion.state["version"] if champion is not None else None},
-        )  # fmt: skip
-        store.put(conn, quiet, fence=fence)
+        keep_quiet(conn, crew.platform.specs[incident.model], incident, fence)
     sentence = CLOSING.get(resolution, f"closed as {resolution}")
     if resolution == "recovered" and run.facts.get("serving_better_model"):
         sentence = f"the new champion serves and {sentence}"
@@ -250,7 +250,7 @@ CLOSING = {
     "rejected": "a person said no to the remedy; the champion stays",
 }
 ANSWERED = frozenset({"not_remediable", "gates_failed", "rolled_back", "escalated", "rejected", "handed_over"})
-MEASURED = frozenset({"loss_alarm", "major_drift", "challenger_better", "calibration_lost"})
+MEASURED = frozenset({"loss_alarm", "segment_alarm", "major_drift", "challenger_better", "calibration_lost"})
 """Signals with a size: they may be answered, and come back only when they have grown."""
 
 

@@ -17,8 +17,8 @@ class Signal(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    """`loss_alarm`, `major_drift`, `challenger_better`, `calibration_lost`, `data_fault`, `label_fault`, `serving_fault`,
-    `canary_failed`, `skew`."""
+    """`loss_alarm`, `segment_alarm`, `major_drift`, `challenger_better`, `calibration_lost`, `data_fault`, `label_fault`,
+    `serving_fault`, `canary_failed`, `skew`."""
     text: str
     """One sentence with the figures."""
     block: str | None = None

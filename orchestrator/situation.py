@@ -6,7 +6,7 @@ from typing import cast
 
 from agents.base import Situation
 from orchestrator.actions import FACT_NAMES
-from orchestrator.change import change_of
+from orchestrator.change import change_of, segment_of
 from orchestrator.context import champion_of, corrected_today, last_traffic_key, written_weights
 from orchestrator.crew import Crew
 from orchestrator.signals import FAULTS
@@ -65,4 +65,5 @@ def situation_of(crew: Crew, run: RunRow, spec: ModelSpec, step: ActionKind) -> 
         asked_by_person=run.subject_kind == "goal",
         fault_days=sorted(fault_days),
         change_from=change_of(spec, incident) if incident is not None else None,
+        segment=segment_of(incident) if incident is not None else None,
     )

@@ -12,6 +12,7 @@ from orchestrator.change import change_began, later_change
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
+from orchestrator.quiet import is_quiet
 from orchestrator.runs import cite, new_run
 from orchestrator.signals import Signal, fault_body, joined
 from state import log, store
@@ -23,7 +24,7 @@ from state.store import Connection, Fence
 
 def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence: Fence) -> None:
     """Open or join an incident for a signal, or leave it alone; joins the transaction that remembers the signal."""
-    if _quiet(conn, spec, signal):
+    if is_quiet(conn, spec, signal):
         observe(
             crew, conn, model=spec.model, topic="left_alone", verdict="quiet", actor='Agent::"monitoring"',
             summary=f"{signal.text}: this was answered before and has not grown since; left alone.",
@@ -44,20 +45,12 @@ def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence
         incident = _open(crew, conn, spec, signal, diagnosis, fence)
         row.incident_id = incident.id
     else:
-        if incident.body.get("in_doubt") and signal.name != "label_fault":
+        in_doubt = incident.body.get("in_doubt") and signal.name != "label_fault"
+        if in_doubt or _is_narrower(incident, diagnosis):
             _rediagnose(crew, conn, spec, incident, signal, diagnosis, fence)
-        _join(crew, conn, spec, incident, signal, fence)
+        _join(crew, conn, spec, incident, signal, diagnosis, fence)
     store.put(conn, row, fence=fence)
     _keep_diagnosis(crew, conn, incident, diagnosis, fence)
-
-
-def _quiet(conn: Connection, spec: ModelSpec, signal: Signal) -> bool:
-    """Whether this champion's signal was answered before and has not grown by another floor since."""
-    known = store.get(conn, DetectorRow, f"{spec.model}/quiet/{signal.name}")
-    champion = store.get(conn, DetectorRow, f"{spec.model}/champion")
-    if known is None or champion is None or known.state.get("champion") != champion.state["version"]:
-        return False
-    return signal.size <= float(str(known.state.get("size", 0.0))) + signal.floor
 
 
 def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -> Symptoms:
@@ -80,6 +73,7 @@ def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -
         canary_failed=signal.name == "canary_failed",
         loss_alarm=signal.name == "loss_alarm",
         skew=signal.text if signal.name == "skew" else None,
+        confined=details.get("confined"),
         calibration=signal.text if signal.name == "calibration_lost" else None,
         loss=details.get("loss"),
         reference_loss=details.get("reference"),
@@ -102,10 +96,18 @@ def _matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diag
             return row
         if row.cause == diagnosis.cause or row.signal == signal.name:
             return row
-        broken = {"data_fault", "label_fault", "serving_fault", "bad_release", "skew"}
-        if row.cause not in broken - {"skew"} and diagnosis.cause not in broken:
+        if row.cause not in BROKEN - {"skew"} and diagnosis.cause not in BROKEN:
             return row  # worse predictions and moved inputs are what skew looks like as well
     return None
+
+
+BROKEN = frozenset({"data_fault", "label_fault", "serving_fault", "bad_release", "skew"})
+"""Causes that are no change of the world."""
+
+
+def _is_narrower(incident: IncidentRow, diagnosis: Diagnosis) -> bool:
+    """Whether a change of the world is known by now to be confined to a segment."""
+    return diagnosis.cause == "segment_regression" and incident.cause not in {*BROKEN, "segment_regression"}
 
 
 TITLES = {
@@ -160,12 +162,13 @@ def _open(
             body["part_of"] = first.id
     if signal.name == "skew":
         body["skewed"] = signal.details["skewed"]
+    body |= _scope(signal, diagnosis)
     fault = fault_body(signal, spec)
     if fault:
         body |= {**fault, "quarantined": []}
     incident = IncidentRow(
         id=crew.ids.new_id(), model=spec.model, status="open", cause=diagnosis.cause, signal=signal.name,
-        opened_at=crew.clock.now(), title=f"{spec.model}: {TITLES.get(signal.name, signal.name)}", body=body,
+        opened_at=crew.clock.now(), title=_title(spec, signal, diagnosis), body=body,
     )  # fmt: skip
     store.put(conn, incident, fence=fence)
     facts = _story(signal)
@@ -185,6 +188,22 @@ def _open(
     return incident
 
 
+def _title(spec: ModelSpec, signal: Signal, diagnosis: Diagnosis) -> str:
+    if diagnosis.cause == "segment_regression":
+        return f"{spec.model}: predictions have become worse in {signal.details['segment']}"
+    return f"{spec.model}: {TITLES.get(signal.name, signal.name)}"
+
+
+def _scope(signal: Signal, diagnosis: Diagnosis) -> dict[str, Any]:
+    """The segments that a signal names, each with the rise of its loss; `segment` is the one that it is confined to."""
+    if "segments" not in signal.details:
+        return {}
+    scope: dict[str, Any] = {"segments": dict(signal.details["segments"])}
+    if diagnosis.cause == "segment_regression":
+        scope["segment"] = signal.details["segment"]
+    return scope
+
+
 def _world_facts(
     crew: Crew, spec: ModelSpec, incident: IncidentRow, signal: Signal
 ) -> dict[str, bool | str | int | float]:
@@ -198,7 +217,7 @@ def _world_facts(
         case "serving_fault":
             facts["server_unhealthy"] = True
     facts |= _won(signal)
-    if spec.outcomes == "affected" and signal.name in ("loss_alarm", "major_drift"):
+    if spec.outcomes == "affected" and signal.name in ("loss_alarm", "segment_alarm", "major_drift"):
         facts["training_justified"] = True
     return facts
 
@@ -215,13 +234,19 @@ def _rediagnose(
     crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, diagnosis: Diagnosis,
     fence: Fence,
 ) -> None:  # fmt: skip
-    """The labels are not at fault after all: the incident is about what their doubt was raised by."""
+    """The incident is about something else after all: the symptom of labels in doubt, or one segment of what is worse."""
+    said = "the labels are not at fault" if incident.cause == "label_fault" else diagnosis.evidence_for[0]
     incident.cause, incident.signal = diagnosis.cause, signal.name
+    if diagnosis.cause == "segment_regression":
+        incident.title = _title(spec, signal, diagnosis)
     incident.body |= {"size": signal.size, "text": signal.text}
     for name in ("days", "quarantined", "missing", "unlabelled", "by_score", "in_doubt", "asking", "symptom"):
         incident.body.pop(name, None)
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
         run.facts |= {"bad_days_known": False, "fault_contained": False, **_story(signal)}
+        if diagnosis.cause == "segment_regression" and "rollout_id" not in run.body:
+            # What a backtest said of the whole is no answer for the segment.
+            run.facts |= {"remedy_known": False, "training_justified": False, "paired_win": False}
         run.facts |= _world_facts(crew, spec, incident, signal)
         run.body["pinned"] = {}
         run.body.pop("denied_since", None)
@@ -230,7 +255,7 @@ def _rediagnose(
         conn,
         IncidentChanged(
             **crew.stamp(), model=incident.model, incident_id=incident.id, actor='Agent::"monitoring"',
-            summary=f"{incident.title}: the labels are not at fault. Diagnosis: {diagnosis.cause.replace('_', ' ')}.",
+            summary=f"{incident.title}: {said}. Diagnosis: {diagnosis.cause.replace('_', ' ')}.",
             change="rediagnosed", cause=diagnosis.cause, evidence_ids=signal.evidence_ids,
         ),
     )  # fmt: skip
@@ -240,14 +265,21 @@ def _story(signal: Signal) -> dict[str, bool | str | int | float]:
     return {"story": f"{signal.text}{ADVICE.get(signal.name, '')}"}
 
 
-def _join(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, fence: Fence) -> None:
+def _join(
+    crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, diagnosis: Diagnosis,
+    fence: Fence,
+) -> None:  # fmt: skip
     """The same cause again: the incident goes on, and what it had contained is open again."""
     more = fault_body(signal, spec)
     if more and "days" in incident.body:
         incident.body.pop("lasting", None)  # another fault than the change that has lasted
         incident.body |= joined(incident.body, more)
         incident.body["text"] = signal.text if "symptom" in more else incident.body["text"]
-    if signal.name == "loss_alarm" and signal.onset is not None:
+    scope = _scope(signal, diagnosis)
+    if scope:
+        sizes = incident.body.get("segments")
+        incident.body |= {**scope, "segments": {**(sizes if isinstance(sizes, dict) else {}), **scope["segments"]}}
+    if signal.name in ("loss_alarm", "segment_alarm") and signal.onset is not None:
         incident.body["change_from"] = later_change(spec, incident, signal.onset).isoformat()
     known = incident.body.get("skewed")
     same_skew = signal.name == "skew" and isinstance(known, list) and {*signal.details["skewed"]} == {*known}

@@ -20,6 +20,7 @@ from orchestrator.label_book import keep_labels, labels_before, served_rows, spo
 from orchestrator.label_watch import explain
 from orchestrator.lasting import lasting, note_findings
 from orchestrator.promises import missed_goals
+from orchestrator.segment_watch import watch_segments
 from orchestrator.signals import WINDOW_BLOCKS, Signal, days_of_block
 from orchestrator.traffic_book import enter, read_before
 from orchestrator.triage import take_in
@@ -59,7 +60,10 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
         with crew.db.transaction() as conn:
             found = [_signal(item) for item in raised]
             _keep(crew, conn, spec, step, measured, fence)
-            alarms = _judge_losses(crew, conn, spec, champion, measured, fence)
+            bad = set(crew.platform.outcomes.quarantined(spec.model)) | spoilt_days(spec, measured)
+            alarms = _judge_losses(conn, spec, champion, measured, bad, fence)
+            if measured.segments:
+                alarms = watch_segments(conn, spec, champion, measured.segments, alarms, bad=bad, fence=fence)
             found += explain(crew, conn, spec, champion, alarms, fence) if measured.labelled else alarms
             if step.traffic_end is not None:
                 cursor.traffic = max(cursor.traffic, step.traffic_end)
@@ -206,7 +210,7 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
 
 
 def _judge_losses(
-    crew: Crew, conn: Connection, spec: ModelSpec, champion: str, measured: Measured, fence: Fence
+    conn: Connection, spec: ModelSpec, champion: str, measured: Measured, bad: set[str], fence: Fence
 ) -> list[Signal]:
     """Feed the champion's matured blocks to its detector, quarantined days left out.
 
@@ -219,7 +223,6 @@ def _judge_losses(
     detector = EDetector.from_state(row.state) if row is not None else _new_detector(conn, spec, champion)
     if detector is None:
         return []
-    bad = set(crew.platform.outcomes.quarantined(spec.model)) | spoilt_days(spec, measured)
     detector.update_all({block: loss for block, loss in losses.items() if not bad & set(days_of_block(block, spec))})
     state: dict[str, Any] = dict(detector.state())
     store.put(conn, DetectorRow(id=f"{spec.model}/loss/{champion}", model=spec.model, state=state), fence=fence)
@@ -290,7 +293,7 @@ def _new_detector(conn: Connection, spec: ModelSpec, champion: str) -> EDetector
     if not isinstance(losses, list) or len(losses) < 2:
         return None
     reference = reference_from_losses([float(str(loss)) for loss in losses], tolerance=spec.monitoring.tolerance)
-    # Half of the false-alarm budget is for the whole, the other half is kept for segments.
+    # Half of the false-alarm budget is for the whole, the other half is for segments.
     return EDetector(reference=reference, false_alarm_blocks=2 * spec.monitoring.false_alarm_blocks)
 
 

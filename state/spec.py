@@ -155,6 +155,8 @@ class Monitoring(SpecPart):
     drift_window: timedelta = timedelta(days=28)
     """Length of the non-overlapping windows on which input drift is tested."""
     drift_alpha_per_year: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    segments: list[str] | None = None
+    """Categorical and boolean features whose levels are watched as segments; None takes all of them, an empty list none."""
 
 
 class ManagedServing(SpecPart):
@@ -294,6 +296,7 @@ class ModelSpec(SpecPart):
             raise ValueError(f"features: {self.data.label.column!r} is the label and cannot be a feature")
         if self.offline is not None and not self.data.entity:
             raise ValueError("offline: its rows are found by entity and event time, and data.entity names no column")
+        self._check_segments()
         allowed = REGRESSION_METRICS if self.task == "regression" else CLASSIFICATION_METRICS
         for where, bound in [("objective", self.objective), *((f"gates[{i}]", g) for i, g in enumerate(self.gates))]:
             if bound.metric not in allowed:
@@ -308,6 +311,20 @@ class ModelSpec(SpecPart):
                         f"training.candidates[{index}].estimator {wrong!r} does not fit task {self.task!r}"
                     )
         return self
+
+    def _check_segments(self) -> None:
+        types = {feature.name: feature.type for feature in self.features}
+        named = self.monitoring.segments or []
+        for index, name in enumerate(named):
+            where = f"monitoring.segments[{index}]"
+            if name not in types:
+                raise ValueError(f"{where}: {name!r} is not a feature; name one of `features`")
+            if types[name] not in ("categorical", "boolean"):
+                raise ValueError(
+                    f"{where}: {name!r} is {types[name]}; segments are levels of categorical or boolean features"
+                )
+            if name in named[:index]:
+                raise ValueError(f"{where}: {name!r} is listed more than once")
 
     def feature_names(self) -> list[str]:
         return [feature.name for feature in self.features]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,8 @@ import numpy.typing as npt
 from state.spec import Bound, ManagedServing, Metric, ModelSpec
 from tools.drift.labels import LabelCounts
 from tools.drift.performance import block_loss, metric_value
-from tools.training_rows import Rows
+from tools.drift.segments import Losses, segment_features, segment_losses
+from tools.training_rows import Rows, Values
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,6 +31,8 @@ class Scored:
     score: Floats
     """Shape `(n_rows,)`, or `(n_rows, n_classes)` for multiclass."""
     blocks: npt.NDArray[np.str_]
+    columns: Mapping[str, Values] = field(default_factory=dict)
+    """The rows' features, of which segments are the levels; without them there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ class BlockLoss:
     n: int
     labels: list[list[int]] | None = None
     """Rows and labels by score cell (`LabelCounts.cells`) of a binary task."""
+    segments: dict[str, list[float | None]] = field(default_factory=dict)
+    """Segment -> loss, rows and loss outside it (`SegmentLoss.cells`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +62,14 @@ class PairedBlock:
     n: int
     champion_loss: float | None
     challenger_loss: float
+    segments: dict[str, list[float]] = field(default_factory=dict)
+    """Segment -> the champion's loss and the challenger's, of those that both have one in."""
 
 
 def losses_by_block(scored: Scored, spec: ModelSpec) -> list[BlockLoss]:
     """The objective's loss of each block, oldest first; blocks without one are left out."""
     losses = []
+    segments = losses_by_segment(scored, spec)
     for name, start, n in zip(*np.unique(scored.blocks, return_index=True, return_counts=True), strict=True):
         rows = slice(start, start + n)  # rows are in time order, so that a block is one stretch
         loss = metric_loss(spec.objective.metric, scored.label[rows], scored.score[rows], spec)
@@ -70,8 +78,17 @@ def losses_by_block(scored: Scored, spec: ModelSpec) -> list[BlockLoss]:
                 LabelCounts.of(str(name), scored.label[rows], scored.score[rows]) if spec.task == "binary" else None
             )
             cells = counts.cells() if counts is not None else None
-            losses.append(BlockLoss(block=str(name), loss=loss, n=int(n), labels=cells))
+            inside = {segment: cell.cells() for segment, cell in segments.get(str(name), {}).items()}
+            losses.append(BlockLoss(block=str(name), loss=loss, n=int(n), labels=cells, segments=inside))
     return losses
+
+
+def losses_by_segment(scored: Scored, spec: ModelSpec) -> Losses:
+    """The objective's loss of each segment of each block, and outside it."""
+    return segment_losses(
+        spec.objective.metric, scored.label, scored.score, blocks=scored.blocks, columns=scored.columns,
+        features=segment_features(spec), threshold=decision_threshold(spec),
+    )  # fmt: skip
 
 
 def metric_loss(metric: Metric, label: Floats, score: Floats, spec: ModelSpec) -> float | None:
@@ -105,16 +122,32 @@ def compare_blocks(rows: Rows, champion: Floats | None, challenger: Floats, spec
     ours = losses_by_block(scored_rows(rows, challenger), spec)
     if champion is None:
         return [PairedBlock(block=b.block, n=b.n, champion_loss=None, challenger_loss=b.loss) for b in ours]
-    theirs = {b.block: b.loss for b in losses_by_block(scored_rows(rows, champion), spec)}
+    theirs = {b.block: b for b in losses_by_block(scored_rows(rows, champion), spec)}
     return [
-        PairedBlock(block=b.block, n=b.n, champion_loss=theirs[b.block], challenger_loss=b.loss)
+        PairedBlock(
+            block=b.block,
+            n=b.n,
+            champion_loss=theirs[b.block].loss,
+            challenger_loss=b.loss,
+            segments=paired_segments(theirs[b.block].segments, b.segments),
+        )
         for b in ours
         if b.block in theirs
     ]
+
+
+def paired_segments(
+    champion: Mapping[str, Sequence[float | None]], challenger: Mapping[str, Sequence[float | None]]
+) -> dict[str, list[float]]:
+    """Both losses of the segments of a block that both have one in."""
+    pairs = {
+        segment: (cells[0], challenger[segment][0]) for segment, cells in champion.items() if segment in challenger
+    }
+    return {segment: [a, b] for segment, (a, b) in pairs.items() if a is not None and b is not None}
 
 
 def scored_rows(rows: Rows, score: Floats) -> Scored:
     """`rows` with their scores; a model from before a class was first seen gives that class no probability."""
     if score.ndim == 2 and score.shape[1] < rows.n_classes:
         score = np.pad(score, ((0, 0), (0, rows.n_classes - score.shape[1])))
-    return Scored(label=rows.label, score=score, blocks=rows.blocks)
+    return Scored(label=rows.label, score=score, blocks=rows.blocks, columns=rows.columns)

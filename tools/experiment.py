@@ -74,6 +74,14 @@ def paired_comparison(
     return Paired(n_blocks=n_blocks, mean_difference=mean, se=error, z=z, needed_z=needed, verdict=verdict)
 
 
+def not_worse(paired: Paired, margin: float, *, alpha: float = 0.05) -> bool:
+    """Whether the challenger's loss is above the champion's by less than `margin`: the one-sided bound of the paired
+    difference, by Student's t over its blocks, lies within it. False with fewer than two blocks."""
+    if paired.n_blocks < 2:
+        return False
+    return paired.mean_difference - float(stdtrit(paired.n_blocks - 1, 1 - alpha)) * paired.se > -margin
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ABResult:
     n_blocks: int

@@ -187,7 +187,7 @@ def _described(spec: ModelSpec, trained: TrainedRecipe) -> dict[str, JsonValue]:
 
 
 def _reference(blocks: list[BlockLoss]) -> list[JsonValue]:
-    return [{"block": b.block, "loss": b.loss, "n": b.n, "labels": cast(JsonValue, b.labels)} for b in blocks]
+    return [cast(JsonValue, asdict(block)) for block in blocks]
 
 
 def _newest(rows: Rows, score: Floats, spec: ModelSpec) -> Scored:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from state.spec import ManagedServing, Metric, ModelSpec
 from tools.drift import performance
 from tools.drift.labels import LabelCounts
 from tools.drift.performance import block_loss, block_of, metric_value, rows_by
+from tools.drift.segments import frame_segments, segment_features
 
 RIDGE = 1.0
 REGRESSION: tuple[Metric, ...] = ("rmse", "mae")
@@ -58,6 +59,8 @@ class BlockLoss:
     """Labelled rows of the block."""
     labels: list[list[int]] | None = None
     """Rows and labels by score cell of a binary task."""
+    segments: dict[str, list[float | None]] = field(default_factory=dict)
+    """Segment -> loss, rows and loss outside it."""
 
 
 def fit(spec: ModelSpec, rows: pl.DataFrame) -> Fitted:
@@ -98,7 +101,17 @@ def block_losses(spec: ModelSpec, rows: pl.DataFrame, score: Floats) -> dict[str
     if spec.task == "binary":
         for name, part in rows_by(scored, block).items():
             cells[name] = LabelCounts.of(name, part["label"], part["score"]).cells()
-    return {name: BlockLoss(loss=loss, n=n_rows[name], labels=cells.get(name)) for name, loss in losses.items()}
+    segments = frame_segments(
+        spec.objective.metric, rows.with_columns(pl.Series("score", score)), block=spec.monitoring.block,
+        features=segment_features(spec), threshold=threshold_of(spec),
+    )  # fmt: skip
+    return {
+        name: BlockLoss(
+            loss=loss, n=n_rows[name], labels=cells.get(name),
+            segments={segment: cell.cells() for segment, cell in segments.get(name, {}).items()},
+        )
+        for name, loss in losses.items()
+    }  # fmt: skip
 
 
 def measure(spec: ModelSpec, rows: pl.DataFrame, score: Floats) -> dict[str, float]:

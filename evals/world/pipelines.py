@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import cast
@@ -23,6 +24,7 @@ from state.clock import utc
 from state.errors import InputError, ToolRejected
 from state.spec import Bound, ModelSpec, RecipeTraining
 from tools.drift.performance import metric_value
+from tools.evaluation import paired_segments
 from tools.pipelines.parameters import complete_parameters
 from tools.ports import PipelineRequest, PipelineRun
 
@@ -111,10 +113,7 @@ class WorldPipelines:
             "chosen": chosen.name,
             "n_rows": rows.height,
             "holdout_rows": newer.height,
-            "reference_blocks": [
-                {"block": name, "loss": b.loss, "n": b.n, "labels": cast(JsonValue, b.labels)}
-                for name, b in losses.items()
-            ],
+            "reference_blocks": [{"block": name, **asdict(b)} for name, b in losses.items()],
             "importance": cast(JsonValue, fitted.importance()),
             "onnx_parity_error": 0.0,
         }
@@ -195,6 +194,9 @@ def _paired(spec: ModelSpec, rows: pl.DataFrame, champion: Floats | None, challe
             "n": found.n,
             "champion_loss": theirs[name].loss if name in theirs else None,
             "challenger_loss": found.loss,
+            "segments": cast(
+                JsonValue, paired_segments(theirs[name].segments, found.segments) if name in theirs else {}
+            ),
         }
         for name, found in ours.items()
         if champion is None or name in theirs

@@ -327,13 +327,20 @@ def _coefficients(spec: ModelSpec, truth: Truth, seed: int, day: date) -> Floats
     return turned
 
 
+def _inside(column: pl.Series, level: str) -> NDArray[np.bool_]:
+    """The rows of a segment: those with this level of a category, or with `true` or `false` of a flag."""
+    if column.dtype.is_numeric():
+        return (column == float(level == "true")).fill_null(value=False).to_numpy()
+    return column.eq_missing(pl.Series([level], dtype=pl.Utf8)).to_numpy()
+
+
 def _true_score(spec: ModelSpec, truth: Truth, seed: int, day: date, inputs: _Inputs) -> Floats:
     beta = _coefficients(spec, truth, seed, day)
     score: Floats = truth.intercept + inputs.effects @ beta
     for drift in truth.drifts:
         strength = drift.strength(day)
         if drift.kind == "segment" and strength > 0 and drift.features:
-            inside = inputs.recorded[drift.features[0]].eq_missing(pl.Series([drift.level], dtype=pl.Utf8)).to_numpy()
+            inside = _inside(inputs.recorded[drift.features[0]], str(drift.level))
             turned = truth.intercept + inputs.effects @ beta * (1.0 - 2.0 * drift.magnitude * strength)
             score = np.where(inside, turned, score)
     return score

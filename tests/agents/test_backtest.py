@@ -170,3 +170,52 @@ def test_the_cadence_comes_round_sooner_after_too_few_blocks(n_blocks: int, days
     assert next_on_cadence(SPEC, CHANGE, n_blocks) == CHANGE + days * DAY
     short = example_spec(monitoring={"cadence": 2 * DAY})
     assert next_on_cadence(short, CHANGE, n_blocks) == CHANGE + 2 * DAY
+
+
+def test_the_backtest_of_a_segment_names_it() -> None:
+    now = CHANGE + 40 * DAY
+    of_plan = situation(now).model_copy(update={"segment": "plan=a"})
+
+    move = judge_backtest(of_plan, {"champion_cut": CUT, "quarantined": []})
+
+    assert isinstance(move, Propose)
+    assert move.proposal.args["segment"] == "plan=a"
+    assert "plan=a" in move.proposal.reason
+    assert "segment" not in args_at(now)
+
+
+def of_segment(*, inside: float, whole: float, n_inside: int = 28) -> dict[str, JsonValue]:
+    """The verdict on 28 blocks with these gains; the margin of the spec is 0.02."""
+    rng = np.random.default_rng(1)
+    blocks = [
+        {
+            "champion_loss": 0.3 + whole + rng.normal(0.0, 0.01), "challenger_loss": 0.3,
+            "segments": {"plan=a": [0.5 + inside + rng.normal(0.0, 0.02), 0.5]} if at < n_inside else {},
+        }
+        for at in range(28)
+    ]  # fmt: skip
+    return judge_pairs(SPEC, {"fit_until": CHANGE.isoformat(), "segment": "plan=a"}, {"blocks": blocks})
+
+
+@pytest.mark.parametrize(
+    ("inside", "whole", "verdict"),
+    [
+        pytest.param(0.2, 0.0, "win", id="better-inside-and-the-same-on-the-whole"),
+        pytest.param(0.2, -0.01, "win", id="worse-on-the-whole-within-the-margin"),
+        pytest.param(0.2, -0.05, "lose", id="better-inside-at-the-cost-of-the-whole"),
+        pytest.param(0.0, 0.2, "lose", id="better-on-the-whole-only"),
+    ],
+)
+def test_a_segment_is_won_inside_it_and_not_lost_outside(inside: float, whole: float, verdict: str) -> None:
+    paired = of_segment(inside=inside, whole=whole)
+
+    assert paired["verdict"] == verdict
+    assert paired["segment"] == "plan=a"
+    assert paired["whole_holds"] == (whole > -0.02)
+
+
+def test_too_few_blocks_of_a_segment_settle_nothing() -> None:
+    paired = of_segment(inside=0.2, whole=0.0, n_inside=5)
+
+    assert (paired["verdict"], paired["n_blocks"]) == ("no_verdict", 5)
+    assert paired["open_because"]

@@ -132,3 +132,24 @@ def test_steps_that_the_shipped_policy_denies_are_noted_before_a_rollout_waits_a
     (note,) = load_spec(write(tmp_path, steps + "tier: critical\n")).notes
     assert "from 20 to 50 %" in note
     assert "25 points" in note
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        pytest.param("[shops]", "'shops' is not a feature", id="unknown"),
+        pytest.param("[shop, amount]", "'amount' is numeric", id="numeric"),
+        pytest.param("[shop, shop]", "listed more than once", id="twice"),
+    ],
+)
+def test_segments_are_levels_of_categorical_or_boolean_features(tmp_path: Path, segments: str, message: str) -> None:
+    error = refused(tmp_path, GOOD + f"monitoring: {{segments: {segments}}}\n")
+
+    assert "churn.yaml" in str(error)
+    assert "monitoring.segments" in str(error)
+    assert message in str(error)
+
+
+def test_segments_may_be_named_or_left_out_altogether(tmp_path: Path) -> None:
+    assert load_spec(write(tmp_path, GOOD)).spec.monitoring.segments is None
+    assert load_spec(write(tmp_path, GOOD + "monitoring: {segments: []}\n")).spec.monitoring.segments == []

@@ -160,6 +160,7 @@ def test_live_operation_after_a_replay_begins_at_the_present_block(quick: Quick)
         stage.days(9)
         ended = stage.clock.now()
         assert state(stage, "loss/1")["n_blocks"] == 9
+        assert len(state(stage, "segments/1")["recent"]) == 9
         go_live(stage, 4_000)
         stage.settle()
 
@@ -169,6 +170,7 @@ def test_live_operation_after_a_replay_begins_at_the_present_block(quick: Quick)
         start = block_start(stage.clock.now(), stage.spec).isoformat()
         assert state(stage, "cursor") == {"traffic": start, "outcomes": start, "drift": start, "paused": 0}
         assert state(stage, "loss/1")["n_blocks"] == 0
+        assert state(stage, "segments/1")["recent"] == {}
         assert state(stage, "cadence")["at"] == stage.clock.now().isoformat()
         assert (len(measured(stage)), stage.incidents()) == (9, [])
 

@@ -34,13 +34,16 @@ class LabelVerdict:
     evidence_against: tuple[str, ...]
 
 
-def judge_change(change: Change, dependence: Dependence | None, *, inputs_moved: bool) -> LabelVerdict:
+def judge_change(
+    change: Change, dependence: Dependence | None, *, inputs_moved: bool, confined: str | None = None
+) -> LabelVerdict:
     """What a change of labels against scores is.
 
     For broken labels speak: a step that single blocks show; a reliability curve that stays a straight line through the
     point that its kind of fault leaves where it was (flips leave 0.5, lost labels 0, gained ones 1); labels that
     depend on no feature beyond the score. A world that changes comes gradually, keeps the label rate or shifts all
-    odds alike, or changes with the features. A flip cannot be told from a drift with certainty: where explanations of
+    odds alike, changes with the features, or in one segment only (`confined`, in words): what breaks labels hits all
+    rows alike. A flip cannot be told from a drift with certainty: where explanations of
     both kinds are left, the verdict is `in_doubt`.
     """
     broken, real = change.p_value(*BROKEN), change.p_value(*REAL)
@@ -55,8 +58,10 @@ def judge_change(change: Change, dependence: Dependence | None, *, inputs_moved:
         (dependence is not None and not depends, _on_features(dependence)),
         (not inputs_moved, f"the inputs {'moved as well' if inputs_moved else 'did not move'}"),
     ]  # fmt: skip
+    if confined is not None:
+        evidence.append((False, f"the loss has risen {confined}"))
     kind: Literal["fault", "in_doubt", "world"] = "in_doubt"
-    if not step or broken < REJECTED or depends:
+    if not step or broken < REJECTED or depends or confined is not None:
         kind = "world"
     elif broken > KEPT and all(speaks for speaks, _ in evidence):
         kind = "fault"

@@ -17,7 +17,7 @@ from state.errors import InputError
 from state.spec import ModelSpec
 from tools.data import training_window
 from tools.datastore import require_manifest
-from tools.evaluation import Scored, check_gates, losses_by_block, measure
+from tools.evaluation import Scored, check_gates, measure
 from tools.pipelines.step_files import FACTS, ROWS, folder, load_rows, read_json, write_json
 from tools.training_rows import check_frame, frame_sha256, labelled_rows, recipe_of
 
@@ -86,7 +86,7 @@ def engineer_features(*, spec: str, rows: str, report: str, out: str) -> None:
 
 
 def evaluate_gates(*, spec: str, model: str, out: str) -> None:
-    """`evaluation.json`: metrics and gates of the holdout, and its block losses; a failing gate is no error."""
+    """`evaluation.json`: metrics and gates of the holdout; a failing gate is no error."""
     declared = ModelSpec.model_validate_json(spec)
     with np.load(Path(model) / "holdout.npz") as arrays:
         held = Scored(label=arrays["label"], score=arrays["score"], blocks=arrays["blocks"])
@@ -96,7 +96,6 @@ def evaluate_gates(*, spec: str, model: str, out: str) -> None:
         {
             "metrics": metrics,
             "gates": [asdict(gate) for gate in check_gates(metrics, declared.gates)],
-            "holdout_blocks": [asdict(block) for block in losses_by_block(held, declared)],
             "holdout_rows": len(held.label),
         },
     )

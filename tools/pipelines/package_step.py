@@ -60,7 +60,7 @@ def _outputs(facts: dict[str, Any], training: dict[str, Any], evaluated: dict[st
         **{name: facts[name] for name in ("n_rows", "data_sha256", "trained_from", "trained_until")},
         **{name: training[name] for name in ("candidates", "chosen", "cv", "importance", "onnx_parity_error")},
         **{name: evaluated[name] for name in ("metrics", "gates", "holdout_rows")},
-        "reference_blocks": training["cv_blocks"] + evaluated["holdout_blocks"],
+        "reference_blocks": training["cv_blocks"] + training["holdout_blocks"],
     }
 
 

@@ -5,11 +5,13 @@ time, or "" for the recipe's window), `as_of` (labels known by then), `excluded_
 `train` adds `end`, `key`, `tracking_uri` ("" for the MLflow embedded in `root`) and returns `mlflow_run_id, package,
 package_sha256, metrics, cv, gates, candidates, chosen, n_rows, holdout_rows, data_sha256, trained_from, trained_until,
 reference_blocks, importance, onnx_parity_error`; a reference block has `block, loss, n` and, of a binary task, `labels`:
-rows and labels of class 1 by score cell (`LabelCounts.cells`), out of sample like its loss.
+rows and labels of class 1 by score cell (`LabelCounts.cells`), out of sample like its loss, and `segments`: losses inside
+and outside each of them (`SegmentLoss.cells`).
 `backtest` adds `fit_until` (the recipe is fitted on rows before it), `compare_from`, `compare_until`,
 `champion_package` (a folder, or ""), `challenger_package` (a folder scored in the place of a fit, or ""),
 `recipe_candidate` (a candidate's name, or "" for the best one) and returns `metric, candidate, blocks, metrics,
-champion_metrics, gates, fit_rows, compare_rows, data_sha256, champion_sha256, challenger_sha256`.
+champion_metrics, gates, fit_rows, compare_rows, data_sha256, champion_sha256, challenger_sha256`; a block has `block, n`,
+`champion_loss, challenger_loss` and `segments`: both losses of each segment.
 Null stands for the default. Other parameters, such as digests that only make the key, are passed over.
 """
 

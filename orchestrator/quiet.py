@@ -1,0 +1,57 @@
+"""What was answered stays quiet: a symptom comes back only with another champion, or when it has grown by another floor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.segment_book import segment_sizes
+from orchestrator.signals import Signal
+from state import store
+from state.rows import DetectorRow, IncidentRow
+from state.spec import ModelSpec
+from state.store import Connection, Fence
+
+
+def keep_quiet(conn: Connection, spec: ModelSpec, incident: IncidentRow, fence: Fence) -> None:
+    """Remember the size of what an answered incident was about: its signal, and every segment in its scope.
+
+    Of a segment it is the present one, if that is larger: it was noticed within days, and a whole window tells more.
+    """
+    champion = store.get(conn, DetectorRow, f"{incident.model}/champion")
+    version = champion.state["version"] if champion is not None else None
+    segments = incident.body.get("segments")
+    sizes: dict[str, Any] = {}
+    if isinstance(segments, dict):
+        now = segment_sizes(conn, spec, str(version))
+        sizes = {_segment(name): max(float(str(size)), now.get(name, 0.0)) for name, size in segments.items()}
+    if incident.signal != "segment_alarm":
+        sizes[incident.signal] = incident.body.get("size", 0.0)
+    for name, size in sizes.items():
+        state: dict[str, Any] = {"size": size, "incident": incident.id, "champion": version}
+        store.put(conn, DetectorRow(id=_row_id(incident.model, name), model=incident.model, state=state), fence=fence)
+
+
+def is_quiet(conn: Connection, spec: ModelSpec, signal: Signal) -> bool:
+    """Whether this champion's signal, or the segment that it is about, was answered before and has not grown since."""
+    champion = store.get(conn, DetectorRow, f"{spec.model}/champion")
+    if champion is None:
+        return False
+    sizes = {} if signal.name == "segment_alarm" else {signal.name: (signal.size, signal.floor)}
+    if "segment" in signal.details:
+        segment = str(signal.details["segment"])
+        size, floor = signal.details["segments"][segment], signal.details["segment_floor"]
+        sizes[_segment(segment)] = (float(size), float(floor))
+    return any(
+        (known := store.get(conn, DetectorRow, _row_id(spec.model, name))) is not None
+        and known.state.get("champion") == champion.state["version"]
+        and size <= float(str(known.state.get("size", 0.0))) + floor
+        for name, (size, floor) in sizes.items()
+    )
+
+
+def _segment(name: str) -> str:
+    return f"segment_alarm/{name}"
+
+
+def _row_id(model: str, name: str) -> str:
+    return f"{model}/quiet/{name}"
