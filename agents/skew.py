@@ -64,6 +64,8 @@ def compare(features: Features | None, frame: pl.DataFrame, spec: ModelSpec) -> 
 
 def _differ(served: pl.Series, offline: pl.Series) -> npt.NDArray[np.bool_]:
     """Which rows differ, shape (n_rows,); a value that one side lacks differs, two missing ones do not."""
+    if served.dtype == offline.dtype and served.equals(offline):
+        return np.zeros(len(served), dtype=np.bool_)
     if not served.dtype.is_numeric():
         return served.cast(pl.Utf8).ne_missing(offline.cast(pl.Utf8)).to_numpy()
     a, b = (column.cast(pl.Float64).fill_null(float("nan")).to_numpy() for column in (served, offline))

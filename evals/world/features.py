@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
+
 import polars as pl
 
 from evals.world.data import known_model
@@ -10,6 +13,8 @@ from evals.world.records import ViewRelease
 from evals.world.world import World
 from state.errors import ToolRejected, ToolUnavailable
 from tools.ports import FeatureView
+
+_DAY = re.compile(r"(\d{4}-\d{2}-\d{2})-\d{6}")
 
 
 class WorldFeatures:
@@ -22,8 +27,8 @@ class WorldFeatures:
         known_model(self.world, model)
         ids = keys.select("request_id")
         # An id names the day on which the row was sent, which late rows do not share with their event time.
-        days = keys["request_id"].str.extract(r"(\d{4}-\d{2}-\d{2})-\d{6}").str.to_date().unique().drop_nulls().sort()
-        frames = [self.world.rows(model, day).offline for day in days.to_list()]
+        days = sorted({match[1] for text in keys["request_id"].to_list() if (match := _DAY.search(text))})
+        frames = [self.world.rows(model, date.fromisoformat(day)).offline for day in days]
         if not frames:
             return self.world.rows(model, self.world.history_days(model)[0]).offline.clear()
         return ids.join(pl.concat(frames), on="request_id", how="inner", maintain_order="left")

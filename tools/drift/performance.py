@@ -42,6 +42,9 @@ def block_loss(metric: Metric, y: npt.ArrayLike, score: npt.ArrayLike, *, thresh
         return float(np.sqrt(np.mean((truth - scores) ** 2)))
     if metric == "mae":
         return float(np.mean(np.abs(truth - scores)))
+    if metric == "roc_auc" and scores.ndim == 1:
+        value = _class_value(metric, truth == 1, truth == 1, scores)
+        return None if value is None else 1.0 - value
     probabilities = np.stack([1 - scores, scores], axis=1) if scores.ndim == 1 else scores
     if metric == "log_loss":
         chosen = probabilities[np.arange(len(truth)), truth.astype(np.intp)]
@@ -92,12 +95,16 @@ def block_losses(
         rows = rows.drop_nulls(["label", "score"])
     losses: dict[str, float] = {}
     for name, part in rows_by(rows, block_of(rows["event_time"], block)).items():
-        listed = isinstance(part["score"].dtype, pl.List | pl.Array)
-        score = np.array(part["score"].to_list(), dtype=np.float64) if listed else part["score"].to_numpy()
-        loss = block_loss(metric, part["label"].to_numpy(), score, threshold=threshold)
+        loss = block_loss(metric, part["label"].to_numpy(), scores_of(part["score"]), threshold=threshold)
         if loss is not None and math.isfinite(loss):
             losses[name] = loss
     return losses
+
+
+def scores_of(column: pl.Series) -> Floats:
+    """Scores as numbers: shape `(n_rows,)`, or `(n_rows, n_classes)` where each row has a list."""
+    listed = isinstance(column.dtype, pl.List | pl.Array)
+    return np.array(column.to_list() if listed else column.to_numpy(), dtype=np.float64)
 
 
 def rows_by(frame: pl.DataFrame, key: pl.Series) -> dict[str, pl.DataFrame]:
@@ -262,10 +269,13 @@ def _class_value(
 
 def _roc_auc(positive: npt.NDArray[np.bool_], score: Floats) -> float:
     """Mann-Whitney form, ties counting half."""
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    n_positive = int(positive.sum())
-    above = float(ranks[positive].sum()) - n_positive * (n_positive + 1) / 2
+    order = np.argsort(score, kind="stable")
+    ordered, n_positive = score[order], int(positive.sum())
+    ranks = np.arange(1, len(score) + 1, dtype=np.float64)
+    if not (ordered[1:] > ordered[:-1]).all():
+        _, inverse, counts = np.unique(ordered, return_inverse=True, return_counts=True)
+        ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    above = float(ranks[positive[order]].sum()) - n_positive * (n_positive + 1) / 2
     return above / (n_positive * (len(positive) - n_positive))
 
 

@@ -19,7 +19,7 @@ import polars as pl
 
 from state.spec import Metric, ModelSpec
 from tools.drift.longrun import long_run_error
-from tools.drift.performance import Reference, block_loss, block_of, reference_from_losses
+from tools.drift.performance import Reference, block_loss, block_of, reference_from_losses, scores_of
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -124,9 +124,11 @@ def frame_segments(
 
     Rows without a label or a score are left out, as `block_losses` does.
     """
-    rows = frame.drop_nulls(["label", "score"])
+    rows = frame
+    if rows["label"].null_count() or rows["score"].null_count():
+        rows = rows.drop_nulls(["label", "score"])
     return segment_losses(
-        metric, rows["label"], np.array(rows["score"].to_list(), dtype=np.float64),
+        metric, rows["label"], scores_of(rows["score"]),
         blocks=block_of(rows["event_time"], block), columns=rows.to_dict(), features=features, threshold=threshold,
     )  # fmt: skip
 
