@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from console import chronicle
-from console.backtest_story import incidents, live_day, questions, timeline, verified
+from console.backtest_story import incidents, live_day, questions, timeline, verified, with_releases
 from console.backtest_types import BacktestResult, BlockMetric, Cost, Data, Harm, HarmTable, MetricTable
 from console.specs import LoadedSpec, load_spec
 from evals.backtest.live import Answers, Lived, Wish, live
@@ -86,7 +86,9 @@ def _result(
         n_labels=data.n_labels,
         data=data,
         incidents=incidents(records),
-        timeline=timeline(records, first_champion="the model that gave the recorded scores"),
+        timeline=with_releases(
+            timeline(records, first_champion="the model that gave the recorded scores"), recording.releases, lived.last_day
+        ),
         actions=acts,
         denied=_denied(records.entries),
         trainings=acts.get("train_candidates", 0),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from console.backtest_types import Incident, Moment, Question
 from console.chronicle import Records
 from evals.backtest.pipelines import UNTRAINABLE
+from evals.backtest.predictions import Release
 from state.decisions import ActionChanged, ActionDecided, AnyDecision, ApprovalChanged, IncidentChanged, Observed
 from state.rows import ActionRow, ApprovalRow
 
@@ -40,6 +41,18 @@ def timeline(records: Records, *, first_champion: str) -> list[Moment]:
             place[(what, why)] = len(found)
             found.append(moment)
     return found
+
+
+def with_releases(moments: Sequence[Moment], releases: Sequence[Release], last: date) -> list[Moment]:
+    """The timeline with the days on which a later version of the team's own model first answered."""
+    found = [
+        Moment(
+            day=r.first.date().isoformat(), what=f"recorded release: version {r.version}",
+            why=f"your own model answered as this version until {r.last:%Y-%m-%d}; the loop knew nothing of it",
+        )
+        for r in releases[1:] if r.first.date() <= last
+    ]  # fmt: skip
+    return sorted([*moments, *found], key=lambda moment: moment.day)
 
 
 def _told(

@@ -54,7 +54,8 @@ def _data(result: BacktestResult) -> Text:
     }[result.first_champion]
     return Text(
         f"{data.n_predictions} predictions and {data.n_labels} labels read ({data.n_late} late, {data.n_restated} "
-        f"restated, {data.n_missing} missing); {result.history_days} days of history before the first live one; {first}."
+        f"restated, {data.n_missing} missing); {result.history_days} days of history before the first live one; {first}. "
+        f"Questions: {'an approver says yes the next day' if result.answers == 'approve' else 'nobody answers'}."
     )
 
 

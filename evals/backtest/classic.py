@@ -14,7 +14,6 @@ import polars as pl
 from scipy.stats import kstwobign
 
 from agents.base import matured_until
-from evals.backtest.models import n_classes
 from state.encoding import Column
 from state.profile import Profile, fit_bins
 from state.spec import ModelSpec
@@ -65,8 +64,8 @@ class Classic:
 
 
 def run_classic(
-    spec: ModelSpec, *, first: Scorer, reference: pl.DataFrame, start: datetime, end: datetime, sources: ClassicSources,
-    schedule: Schedule, progress: Progress,
+    spec: ModelSpec, *, n_classes: int, first: Scorer, reference: pl.DataFrame, start: datetime, end: datetime,
+    sources: ClassicSources, schedule: Schedule, progress: Progress,
 ) -> Classic:  # fmt: skip
     """Live through [start, end): `first` serves until the rule fires, then each refit at once. `reference` are the
     labelled rows of the history, the newest of which set the score that must not be lost."""
@@ -89,7 +88,7 @@ def run_classic(
             continue
         progress(f"the classic rule fires on {until:%Y-%m-%d}: {reason}")
         with few_threads():
-            model, made = refit(spec, until, schedule, n_classes(spec) or 2)
+            model, made = refit(spec, until, schedule, n_classes)
         result.firings.append(Firing(at=until, reason=reason, error=made.error))
         if model is not None:
             serving = partial(score_with, model)
@@ -141,7 +140,7 @@ def _worse(
 
 
 def _score(spec: ModelSpec, rows: pl.DataFrame, scorer: Scorer) -> float | None:
-    """F1 of a binary model, the objective's error of a regression; None where it is undefined or zero."""
+    """F1 of a classifier (mean over several classes), the objective's error of a regression; None where there is none."""
     if rows.is_empty():
         return None
     metric = spec.objective.metric if spec.task == "regression" else "f1"

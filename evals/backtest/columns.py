@@ -5,18 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
 from state.errors import InputError
 from state.spec import ModelSpec
 from tools.coerce import to_text
-from tools.sources import SourceFile, column_names, read_batches
+from tools.sources import SourceFile, column_names, list_sources, read_batches
 from tools.times import detect_time_format
 
 IDS = ("request_id", "prediction_id", "id")
 TIMES = ("event_time", "timestamp")
 SCORES = ("score", "prediction_score", "probability")
+CALLED = ("predicted_class", "predicted_label", "predicted", "prediction")
+"""A multiclass model's answer where only the class was recorded."""
+VERSIONS = ("model_version", "version")
+CLASS_PREFIXES = ("score_", "probability_", "proba_", "prob_", "p_")
+"""`score_red`: the probability that a multiclass model gave to class red."""
 AVAILABLE = ("available_at", "available_time", "availability_time", "labelled_at", "label_time")
 _SAMPLE_ROWS = 20_000
 
@@ -32,10 +38,23 @@ class PredictionColumns:
     features: tuple[str, ...]
     """All of the spec's, or none."""
     score: str | None
+    """Of a multiclass model the predicted class, where there are no probabilities."""
+    class_scores: tuple[str, ...] = ()
+    """A multiclass model's columns of probabilities, one a class."""
+    classes: tuple[str, ...] = ()
+    """The class of each of them."""
+
+    version: str | None = None
+    """Which version of the team's model answered."""
+
+    @property
+    def scored(self) -> bool:
+        return self.score is not None or bool(self.class_scores)
 
     def wanted(self) -> list[str]:
-        named = [self.request_id, self.time, *self.entity, *self.features, *([self.score] if self.score else [])]
-        return list(dict.fromkeys(named))
+        scores = [self.score] if self.score else self.class_scores
+        version = [self.version] if self.version else []
+        return list(dict.fromkeys([self.request_id, self.time, *self.entity, *self.features, *scores, *version]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +72,18 @@ class LabelColumns:
 def prediction_columns(source: SourceFile, spec: ModelSpec) -> PredictionColumns:
     """Raises `InputError` where a needed column is missing."""
     present = column_names(source)
-    scores = (*SCORES, "prediction") if spec.task == "regression" else SCORES
-    score = _find(present, [name for name in scores if name not in spec.feature_names()])
+    classes = _class_scores(source, present, spec) if spec.task == "multiclass" else {}
+    names = {"binary": SCORES, "regression": (*SCORES, "prediction"), "multiclass": CALLED}[spec.task]
+    free = [name for name in names if name not in spec.feature_names()]
+    score = None if classes else _find(present, free)
+    if spec.task == "multiclass" and not classes and score is None and (lone := _find(present, SCORES)):
+        raise InputError(
+            f"{source.path}: column {lone!r} does not say of which class it is, and task multiclass has a probability for "
+            "every class",
+            remedy="Write one column a class, named score_<class>, or predicted_class with the class that was answered",
+        )
     absent = [name for name in spec.feature_names() if name not in present]
-    if absent and (score is None or len(absent) < len(spec.features)):
+    if absent and (not (score or classes) or len(absent) < len(spec.features)):
         near = difflib.get_close_matches(absent[0], present, n=3, cutoff=0.5)
         remedy = f"did you mean {', '.join(near)}?" if near else f"its columns are {', '.join(present)}."
         raise InputError(
@@ -70,8 +97,27 @@ def prediction_columns(source: SourceFile, spec: ModelSpec) -> PredictionColumns
         time=_needed(source, present, (spec.data.time, *TIMES), "the event time"),
         entity=entity if all(name in present for name in entity) else (),
         features=() if absent else tuple(spec.feature_names()),
-        score=score,
-    )
+        score=score, class_scores=tuple(classes.values()), classes=tuple(classes),
+        version=_find(present, [name for name in VERSIONS if name not in (*spec.feature_names(), *entity)]),
+    )  # fmt: skip
+
+
+def _class_scores(source: SourceFile, present: Sequence[str], spec: ModelSpec) -> dict[str, str]:
+    """Class -> column, of the first prefix under which two columns or more stand; empty where none does."""
+    taken = {*spec.feature_names(), *spec.data.entity, spec.data.time, "prediction_id", *SCORES, *CALLED}
+    for prefix in CLASS_PREFIXES:
+        found = {
+            name[len(prefix) :]: name for name in present
+            if name.casefold().startswith(prefix) and len(name) > len(prefix) and name not in taken
+        }  # fmt: skip
+        if len(found) >= 2:
+            return found
+        if len(found) == 1 and prefix != "p_":
+            raise InputError(
+                f"{source.path}: only one column, {next(iter(found.values()))!r}, holds the probability of a class",
+                remedy="Write one column for every class, named score_<class>",
+            )
+    return {}
 
 
 def label_columns(source: SourceFile, spec: ModelSpec) -> LabelColumns:
@@ -112,6 +158,13 @@ def time_reading(columns: Sequence[tuple[SourceFile, str]], what: str) -> str:
         f"{source.path}: column {column!r} ({what}) does not read as a time: {first}",
         remedy="Write times as 2026-01-31T12:00:00Z, or as epoch seconds",
     )
+
+
+def sources_of(path: Path, option: str) -> list[SourceFile]:
+    """Raises `InputError` where there is nothing to read at the path that was given with `option`."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist", remedy=f"Correct the path after {option}")
+    return list_sources(path)
 
 
 def ids_of(values: pl.Series) -> pl.Series:

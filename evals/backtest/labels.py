@@ -4,41 +4,64 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 
-from evals.backtest.columns import LabelColumns, ids_of, label_columns, time_reading
+from evals.backtest.columns import LabelColumns, ids_of, label_columns, sources_of, time_reading
 from evals.backtest.predictions import FILE, ID, ROW, TIME, Progress, StagedPredictions
 from state.errors import InputError
 from state.spec import ModelSpec
 from tools.coerce import FALSE_SPELLINGS, TRUE_SPELLINGS, label_indices, to_numbers, to_text
-from tools.sources import SourceFile, list_sources, read_batches
+from tools.labels import MAX_CLASSES
+from tools.sources import SourceFile, read_batches
 from tools.times import EVENT_TIME, mixed_zones, parse_times, zones_of
 
 LABEL, AVAILABLE = "label", "available_at"
-_TEXT = "text"
+_TEXT, _BARE = "text", "bare"
 _DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedLabels:
-    statements: pl.DataFrame
-    """`request_id, label, available_at, event_time`: every statement about a known prediction, in order of time."""
+    parts: tuple[Path, ...]
+    """`request_id, label, available_at, event_time, row`: statements about known predictions, as they stand in the files."""
+    classes: tuple[str, ...]
+    """Of a multiclass task: the name of each label."""
     sources: tuple[SourceFile, ...]
     notes: tuple[str, ...]
 
 
-def stage_labels(path: Path, spec: ModelSpec, predictions: StagedPredictions, progress: Progress) -> StagedLabels:
-    """Read every file of labels at `path` and join them with the predictions.
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    n_read: int = 0
+    n_known: int = 0
+    n_unknown: int = 0
+    unknown: list[str] = field(default_factory=list)
+    """The first few labels of no prediction."""
+    bare: bool = True
+    """Whether every time of availability is a date without a time of day."""
+    zones: Counter[str] = field(default_factory=Counter)
+    """What the times of availability say of their zone."""
+    values: Counter[str] = field(default_factory=Counter)
+    """Labels as written, of a classification."""
+    first: dict[str, datetime] = field(default_factory=dict)
+    """Label as written -> when it first became available, of several classes."""
+    file: str = ""
+
+
+def stage_labels(
+    path: Path, spec: ModelSpec, predictions: StagedPredictions, folder: Path, progress: Progress
+) -> StagedLabels:
+    """Read every file of labels at `path`, give each the time of its prediction, and write parts below `folder`.
 
     Raises:
         InputError: a column, a time or a label is missing or wrong, or a label was available before its prediction;
             the message names file, row, id and remedy.
     """
-    sources = list_sources(path)
+    sources = sources_of(path, "--labels")
     columns = [label_columns(source, spec) for source in sources]
     dated = [(s, c.available_at) for s, c in zip(sources, columns, strict=True) if c.available_at is not None]
     if dated and len(dated) < len(sources):
@@ -47,42 +70,38 @@ def stage_labels(path: Path, spec: ModelSpec, predictions: StagedPredictions, pr
             remedy="Add available_at to all of them, or leave it out everywhere",
         )
     reading = time_reading(dated, "when the label became available") if dated else ""
-    zones: Counter[str] = Counter()
-    raw = _read(path, sources, columns, reading, progress, zones)
-    known, notes = _known(path, raw, predictions)
-    mixed = mixed_zones(dated[0][1], zones) if dated else None
-    if mixed is not None:
-        notes.append(f"{path}: {mixed}.")
-    known = _typed(spec, known, decimal_comma=any(source.decimal_comma for source in sources))
-    known, more = _whole_days(known) if dated else _assumed(spec, known)
-    _refuse_early(known)
-    statements = known.sort(AVAILABLE, ROW, maintain_order=True).select(ID, LABEL, AVAILABLE, TIME)
-    return StagedLabels(
-        statements=statements.unique([ID, AVAILABLE], keep="last", maintain_order=True),
-        sources=tuple(sources), notes=(*notes, *more),
-    )  # fmt: skip
-
-
-def _read(
-    path: Path, sources: Sequence[SourceFile], columns: Sequence[LabelColumns], reading: str, progress: Progress,
-    zones: Counter[str],
-) -> pl.DataFrame:  # fmt: skip
-    """Every row that has a label; what their times say of their zone is counted in `zones`."""
-    frames: list[pl.DataFrame] = []
-    n_read = 0
+    tally = _Tally()
+    parts: list[Path] = []
     for source, named in zip(sources, columns, strict=True):
         for batch in read_batches(source, named.wanted()):
-            n_read += batch.rows.height
+            tally.n_read += batch.rows.height
             if named.available_at is not None:
-                zones.update(zones_of(batch.rows[named.available_at]))
-            frames.append(_normalised(source, batch.first_row, batch.rows, named, reading).drop_nulls(_TEXT))
-            progress(f"read {n_read} labels")
-    if not any(frame.height for frame in frames):
-        raise InputError(
-            f"{path} holds no label: column {columns[0].label!r} is empty in all of {n_read} rows",
-            remedy="Give the outcomes; without any, nothing can be judged",
-        )
-    return pl.concat(frames)
+                tally.zones.update(zones_of(batch.rows[named.available_at]))
+            rows = _normalised(source, batch.first_row, batch.rows, named, reading).drop_nulls(_TEXT)
+            parts.append(folder / f"labels-{len(parts):06}.parquet")
+            _noted(_known(rows, predictions, tally), spec, tally).write_parquet(parts[-1], compression="lz4")
+            progress(f"read {tally.n_read} labels")
+    notes = _unknown(path, predictions, tally, columns[0].label)
+    if dated and (mixed := mixed_zones(dated[0][1], tally.zones)) is not None:
+        notes.append(f"{path}: {mixed}.")
+    remedy = _remedy(spec)
+    _refuse_values(spec, tally, remedy)
+    classes = _classes(spec, predictions, tally, path)
+    comma = any(source.decimal_comma for source in sources)
+    for part in parts:
+        rows = _typed(spec, pl.read_parquet(part), classes, tally, decimal_comma=comma)
+        rows = rows.with_columns(_available(spec, dated=bool(dated), bare=tally.bare).alias(AVAILABLE))
+        _refuse_early(rows)
+        rows.select(ID, LABEL, AVAILABLE, TIME, ROW).write_parquet(part, compression="lz4")
+    notes += _unscored(predictions, classes, tally)
+    notes += _time_notes(spec, dated=bool(dated), bare=tally.bare)
+    return StagedLabels(parts=tuple(parts), classes=classes, sources=tuple(sources), notes=tuple(notes))
+
+
+def in_order(statements: pl.DataFrame) -> pl.DataFrame:
+    """Statements in the order in which they count; of two about a row at one time the later in the file."""
+    ordered = statements.sort(AVAILABLE, ROW, maintain_order=True).select(ID, LABEL, AVAILABLE, TIME)
+    return ordered.unique([ID, AVAILABLE], keep="last", maintain_order=True)
 
 
 def _normalised(
@@ -96,7 +115,7 @@ def _normalised(
         columns.append(parse_times(values, reading).cast(EVENT_TIME).alias(AVAILABLE))
         timed = isinstance(values.dtype, pl.Datetime) or reading.startswith("epoch")
         bare = not timed and not values.cast(pl.String).str.contains(":").any()
-        columns.append(pl.Series("bare", [bare], dtype=pl.Boolean).new_from_index(0, raw.height))
+        columns.append(pl.Series(_BARE, [bare], dtype=pl.Boolean).new_from_index(0, raw.height))
     rows = pl.DataFrame(columns).with_columns(pl.lit(str(source.path)).cast(pl.Categorical).alias(FILE))
     _refuse(rows.filter(pl.col(ID).is_null()), f"has no {named.request_id}")
     if named.available_at is not None:
@@ -111,39 +130,126 @@ def _refuse(wrong: pl.DataFrame, what: str, remedy: str = "Correct or remove the
         return
     first = wrong.row(0, named=True)
     name = f" (id {first[ID]})" if first[ID] is not None else ""
-    more = f"; {wrong.height} rows in all" if wrong.height > 1 else ""
+    more = f"; {wrong.height} such rows among those read with it" if wrong.height > 1 else ""
     raise InputError(f"{first[FILE]}: row {first[ROW]}{name} {what}{more}", remedy=remedy)
 
 
-def _known(path: Path, raw: pl.DataFrame, predictions: StagedPredictions) -> tuple[pl.DataFrame, list[str]]:
+def _known(rows: pl.DataFrame, predictions: StagedPredictions, tally: _Tally) -> pl.DataFrame:
     """Statements about predictions that are there, with their event time."""
-    known = raw.join(predictions.index.select(ID, TIME), on=ID, how="inner", maintain_order="left")
-    n_unknown = raw.height - known.height
-    if not n_unknown:
-        return known, []
-    unknown = raw.join(predictions.index.select(ID), on=ID, how="anti", maintain_order="left")
-    first = ", ".join(f"{name} (row {row})" for name, row in unknown.select(ID, ROW).head(3).iter_rows())
-    said = f"{path}: {n_unknown} of {raw.height} labels are of no prediction that is given, the first {first}"
-    if known.is_empty():
+    rows = rows.with_columns(predictions.index.times_of(rows[ID]).alias(TIME))
+    unknown = rows.filter(pl.col(TIME).is_null())
+    room = max(0, 3 - len(tally.unknown))
+    tally.unknown += [f"{name} (row {row})" for name, row in unknown.select(ID, ROW).head(room).iter_rows()]
+    tally.n_unknown += unknown.height
+    tally.n_known += rows.height - unknown.height
+    return rows.drop_nulls(TIME)
+
+
+def _noted(rows: pl.DataFrame, spec: ModelSpec, tally: _Tally) -> pl.DataFrame:
+    tally.file = tally.file or (str(rows[FILE][0]) if rows.height else "")
+    tally.bare = tally.bare and (_BARE not in rows.columns or bool(rows[_BARE].all()))
+    if spec.task == "multiclass":
+        rows = rows.with_columns(ids_of(rows[_TEXT]))
+        since = pl.col(AVAILABLE if AVAILABLE in rows.columns else TIME).min()
+        for name, first in rows.group_by(_TEXT).agg(since).iter_rows():
+            tally.first[name] = min(first, tally.first.get(name, first))
+    if spec.task != "regression":
+        tally.values.update(dict(rows[_TEXT].value_counts().iter_rows()))
+    return rows
+
+
+def _unknown(path: Path, predictions: StagedPredictions, tally: _Tally, column: str) -> list[str]:
+    n_labels = tally.n_known + tally.n_unknown
+    if not n_labels:
         raise InputError(
-            f"{said}; predictions are called {', '.join(predictions.index[ID].head(3))}",
-            remedy="Use the same ids in both files",
+            f"{path} holds no label: column {column!r} is empty in all of {tally.n_read} rows",
+            remedy="Give the outcomes; without any, nothing can be judged",
         )
-    return known, [f"{said}; they were left out."]
+    if not tally.n_unknown:
+        return []
+    first = ", ".join(tally.unknown)
+    said = f"{path}: {tally.n_unknown} of {n_labels} labels are of no prediction that is given, the first {first}"
+    if not tally.n_known:
+        called = ", ".join(pl.scan_parquet(predictions.parts[0]).select(ID).head(3).collect()[ID])
+        raise InputError(f"{said}; predictions are called {called}", remedy="Use the same ids in both files")
+    return [f"{said}; they were left out."]
 
 
-def _typed(spec: ModelSpec, known: pl.DataFrame, *, decimal_comma: bool) -> pl.DataFrame:
-    """With the label as a number: class 1 or 0, or the number itself."""
-    text, column = known[_TEXT], spec.data.label.column
-    remedy = f"Correct the labels, or data.label (column {column!r}, positive {spec.data.label.positive!r}) of the spec"
+def _remedy(spec: ModelSpec) -> str:
+    column = spec.data.label.column
+    if spec.task != "binary":
+        return f"Correct the labels, or data.label.column ({column!r}) and task ({spec.task}) of the spec"
+    return f"Correct the labels, or data.label (column {column!r}, positive {spec.data.label.positive!r}) of the spec"
+
+
+def _refuse_values(spec: ModelSpec, tally: _Tally, remedy: str) -> None:
+    """Labels of one class, or of too many."""
+    if spec.task == "regression":
+        return
+    shown = ", ".join(repr(name) for name, _ in tally.values.most_common(5))
+    numbers = pl.Series(list(tally.values), dtype=pl.String)
+    n_classes = len(numbers) if spec.task == "multiclass" else label_indices(spec, (), numbers).n_unique()
+    # A foreign spelling is told by its row, where it stands.
+    if n_classes < 2 and (spec.task == "multiclass" or len(numbers) < 2 or spec.data.label.positive is not None):
+        which = f"; none of them is the positive {spec.data.label.positive!r}" if len(numbers) > 1 else ""
+        raise InputError(f"{tally.file}: every label is of one class (values: {shown}{which})", remedy=remedy)
+    if spec.task == "multiclass" and n_classes > MAX_CLASSES:
+        raise InputError(
+            f"{tally.file}: the labels have {n_classes} values ({shown}, ...), and a multiclass task has at most {MAX_CLASSES}",
+            remedy=remedy,
+        )
+
+
+def _classes(spec: ModelSpec, predictions: StagedPredictions, tally: _Tally, path: Path) -> tuple[str, ...]:
+    """Names by index: what the scores name, then what came to be known, in order of time.
+
+    So an index means the same whatever comes later, and nothing is known of a class before it was seen.
+    """
+    if spec.task != "multiclass":
+        return ()
+    scored = {*predictions.classes, *predictions.called}
+    if scored and not scored & set(tally.first):
+        raise InputError(
+            f"{path}: no label is one of the classes that were predicted: labels are {', '.join(sorted(tally.first)[:5])}; "
+            f"predicted were {', '.join(sorted(scored)[:5])}",
+            remedy="Spell the classes alike in both files",
+        )
+    first = dict(tally.first)
+    for name, at in predictions.called.items():
+        first[name] = min(at, first.get(name, at))
+    later = sorted(set(first) - set(predictions.classes), key=lambda name: (first[name], name))
+    return (*predictions.classes, *later)
+
+
+def _unscored(predictions: StagedPredictions, classes: Sequence[str], tally: _Tally) -> list[str]:
+    """Classes that came true and that the recorded probabilities have no column for."""
+    absent = (
+        [name for name in classes[len(predictions.classes) :] if name in tally.first] if predictions.classes else []
+    )
+    if not absent:
+        return []
+    n_labels = sum(tally.values[name] for name in absent)
+    return [
+        f"No column of probabilities for {', '.join(absent)} ({n_labels} labels): the recorded model counts as having "
+        "given it none."
+    ]
+
+
+def _typed(
+    spec: ModelSpec, known: pl.DataFrame, classes: Sequence[str], tally: _Tally, *, decimal_comma: bool
+) -> pl.DataFrame:
+    """With the label as a number: class 1 or 0, the index of a class, or the number itself."""
+    text, remedy = known[_TEXT], _remedy(spec)
     if spec.task == "regression":
         label = to_numbers(text, decimal_comma=decimal_comma).alias(LABEL)
         wrong = known.filter(label.is_null())
         _refuse(wrong, f"has the label {_first(wrong)!r}, which is no number", remedy)
         return known.with_columns(label)
-    counts = text.value_counts(sort=True)[_TEXT].to_list()
+    counts = [name for name, _ in tally.values.most_common()]
     shown = ", ".join(repr(value) for value in counts[:5])
-    if spec.data.label.positive is None:
+    if spec.task == "multiclass":
+        pass
+    elif spec.data.label.positive is None:
         foreign = known.filter(~text.str.to_lowercase().is_in([*TRUE_SPELLINGS, *FALSE_SPELLINGS]))
         _refuse(
             foreign, f"has the label {_first(foreign)!r}, which is neither true nor false (values: {shown})", remedy
@@ -151,31 +257,31 @@ def _typed(spec: ModelSpec, known: pl.DataFrame, *, decimal_comma: bool) -> pl.D
     elif len(counts) > 2:
         foreign = known.filter(~text.is_in(counts[:2]))
         _refuse(foreign, f"has the label {_first(foreign)!r}, a third value of a binary task ({shown})", remedy)
-    label = label_indices(spec, (), text).alias(LABEL)
-    if label.n_unique() < 2:
-        raise InputError(f"{known[FILE][0]}: every label is of one class (values: {shown})", remedy=remedy)
-    return known.with_columns(label)
+    return known.with_columns(label_indices(spec, classes, text).alias(LABEL))
 
 
 def _first(rows: pl.DataFrame) -> str:
     return str(rows[_TEXT][0]) if rows.height else ""
 
 
-def _assumed(spec: ModelSpec, known: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """The spec's delay, where the file does not say when a label became available."""
-    note = (
-        f"The labels do not say when they became available: the spec's delay of {_days(spec.data.label.delay)} after "
-        "the event is assumed. Add a column available_at to see late and restated labels as they came."
-    )
-    return known.with_columns((pl.col(TIME) + spec.data.label.delay).alias(AVAILABLE)), [note]
+def _available(spec: ModelSpec, *, dated: bool, bare: bool) -> pl.Expr:
+    """When a label counts as known: a date without a time of day means the end of that day."""
+    if not dated:
+        return pl.col(TIME) + spec.data.label.delay
+    return pl.col(AVAILABLE) + _DAY if bare else pl.col(AVAILABLE)
 
 
-def _whole_days(known: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """A date without a time of day means that the label was known at the end of that day."""
-    if not known["bare"].all():
-        return known, []
-    note = "Labels say the date on which they became available and no time of day: they count from the end of that day."
-    return known.with_columns(pl.col(AVAILABLE) + _DAY), [note]
+def _time_notes(spec: ModelSpec, *, dated: bool, bare: bool) -> list[str]:
+    if not dated:
+        return [
+            f"The labels do not say when they became available: the spec's delay of {_days(spec.data.label.delay)} after "
+            "the event is assumed. Add a column available_at to see late and restated labels as they came."
+        ]
+    if bare:
+        return [
+            "Labels say the date on which they became available and no time of day: they count from the end of that day."
+        ]
+    return []
 
 
 def _refuse_early(known: pl.DataFrame) -> None:

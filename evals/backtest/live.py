@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,13 +10,17 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import polars as pl
 from langgraph.checkpoint.memory import InMemorySaver
 
+from evals.backtest.labels import AVAILABLE
 from evals.backtest.pipelines import RecordedPipelines
+from evals.backtest.predictions import ID
 from evals.backtest.recording import DAY, Recording, late_by
 from evals.backtest.world import RecordedWorld, platform_of
 from evals.stage import MAX_TICKS, begin
 from evals.world.world import midnight
+from orchestrator.context import minimum_rows
 from orchestrator.crew import Crew
 from orchestrator.graph import Graph, build_graph
 from orchestrator.intake import add_model
@@ -79,18 +84,39 @@ def default_history(spec: ModelSpec) -> int:
     return -(-needed // DAY)
 
 
+def history_needed(recording: Recording) -> int:
+    """`default_history`, or longer until as many labelled rows are known as policy asks of a first champion.
+
+    It reads nothing that became available after the start that it names.
+    """
+    least, enough = default_history(recording.spec), minimum_rows(recording.spec)
+    known_after: list[int] = []  # days from the first one until a label is known, ascending
+    for day in recording.days:
+        since = (date.fromisoformat(day) - recording.first_day).days
+        if len(known_after) >= enough and known_after[enough - 1] <= since:
+            break
+        first = recording.labels_of(day).group_by(ID).agg(pl.col(AVAILABLE).min())[AVAILABLE]
+        waited = (first - midnight(recording.first_day)).to_list()
+        known_after = sorted([*known_after, *(-(-time // DAY) for time in waited)])[:enough]
+    return max(least, known_after[-1]) if len(known_after) == enough else least
+
+
 def live(recording: Recording, folder: Path, wish: Wish, *, told: Callable[[str], None]) -> Lived:
     """Make the first champion on the days before live operation, then live through the others.
 
     Raises:
         InputError: the history is too short, or no first champion comes of it.
     """
-    n_before = wish.history_days or default_history(recording.spec)
+    n_before = wish.history_days or history_needed(recording)
+    _refuse_short(recording, n_before)
     start = recording.first_day + n_before * DAY
-    last = recording.last_day if wish.n_days is None else min(recording.last_day, start + (wish.n_days - 1) * DAY)
-    _refuse_short(recording, start, n_before)
+    n_live = (recording.last_day - start).days + 1
+    last = start + (min(n_live, wish.n_days or n_live) - 1) * DAY
     used, notes = spec_to_live(recording)
     notes += [text for text in [late_by(recording, start=midnight(start))] if text]
+    before = [n for day, n in recording.days.items() if day < start.isoformat()]
+    if recording.can_train and (text := too_few_for_a_rollout(used, per_day=sum(before) / n_before)):
+        notes.append(text)
     recording = _with_spec(recording, used)
     world = RecordedWorld(folder / "world", recording, start=start)
     pipelines = RecordedPipelines(world)
@@ -127,18 +153,39 @@ def spec_to_live(recording: Recording) -> tuple[ModelSpec, list[str]]:
     return spec, notes
 
 
+def too_few_for_a_rollout(spec: ModelSpec, *, per_day: float) -> str:
+    """What a person should know where a step of the rollout cannot see enough requests before its deadline."""
+    rollout = spec.rollout
+    least, days = rollout.minimum_requests, max(rollout.deadline, rollout.dwell) / DAY
+    steps = [step for step in rollout.steps if step > 0]
+    n_seen = per_day * min(steps, default=100) / 100 * days
+    if n_seen >= least or not per_day:
+        return ""
+    wanted = math.ceil(100 * least / (per_day * days))
+    remedy = f"rollout.steps: [{wanted}]"
+    if wanted > rollout.max_percent:
+        longer = math.ceil(100 * least / (per_day * rollout.max_percent))
+        remedy = f"rollout.steps: [{rollout.max_percent}] and rollout.deadline: P{longer}D"
+    return (
+        f"At {per_day:.3g} predictions a day a canary of {min(steps)} % sees about {n_seen:.2g} requests in {days:g} days, and a "
+        f"verdict needs {least}: no candidate can come through. With {remedy} one could."
+    )
+
+
 def _with_spec(recording: Recording, spec: ModelSpec) -> Recording:
     return replace(recording, spec=spec)
 
 
-def _refuse_short(recording: Recording, start: date, n_before: int) -> None:
+def _refuse_short(recording: Recording, n_before: int) -> None:
     n_span = (recording.last_day - recording.first_day).days + 1
-    if start <= recording.last_day:
+    if n_before < n_span:
         return
+    fewer = f", or make fewer of these {n_span} days the start with --history DAYS" if n_span > 1 else ""
+    days = f"{n_span} days, from {recording.first_day} to {recording.last_day}" if n_span > 1 else "a single day"
     raise InputError(
-        f"{recording.spec.model}: the predictions span {n_span} days, from {recording.first_day} to {recording.last_day}, "
-        f"and the first {n_before} of them are the history of the first champion: no live day is left",
-        remedy=f"Give a longer history, or make fewer of these {n_span} days the start with --history DAYS",
+        f"{recording.spec.model}: the predictions span {days}, and {n_before} days are needed as the history of the first "
+        "champion: no live day is left",
+        remedy=f"Give a longer history{fewer}",
     )
 
 

@@ -12,7 +12,6 @@ import polars as pl
 
 from evals.backtest.classic import Classic, ClassicSources, Firing, refits_of, run_classic
 from evals.backtest.live import Lived
-from evals.backtest.models import n_classes
 from evals.backtest.predictions import ID, TIME
 from evals.backtest.recording import DAY, Recording
 from evals.world.data import predictions
@@ -83,7 +82,7 @@ def judge(lived: Lived, *, progress: Callable[[str], None]) -> Judged:
     schedule = _schedule(lived)
     controlled = spec if recording.can_train else spec.model_copy(update={"training": NOT_HERE})
     scores = score_from(
-        controlled, first=first_scorer(lived), n_classes=n_classes(spec) or 2, start=start, end=end,
+        controlled, first=first_scorer(lived), n_classes=recording.n_classes or 2, start=start, end=end,
         labelled=partial(finally_labelled, lived), schedule=schedule, progress=progress,
     )  # fmt: skip
     classic = _classic(lived, schedule, start, end, progress) if recording.can_train else Classic()
@@ -119,7 +118,7 @@ def _schedule(lived: Lived) -> Schedule:
     outputs = [run.outputs for run in lived.world.state.runs.values() if run.pipeline == "train" and run.outputs]
     chosen = str(outputs[0]["chosen"]) if outputs else None
     return Schedule(
-        every=lived.recording.spec.monitoring.cadence, rows=lived.recording.training_rows,
+        every=lived.recording.spec.monitoring.cadence, rows=lived.recording.fitting_rows,
         excluded_days=partial(_known_bad, lived), candidate=chosen,
     )  # fmt: skip
 
@@ -145,11 +144,12 @@ def _classic(
     sources = ClassicSources(
         rows=partial(_rows, recording), known=partial(_known, recording), final=partial(finally_labelled, lived)
     )
-    reference = recording.training_rows(start=None, end=start, as_of=start, excluded_days=())
+    reference = recording.fitting_rows(start=None, end=start, as_of=start, excluded_days=())
     # The rule knows nothing of quarantine: it is what a team without this loop would run.
     blind = replace(schedule, excluded_days=lambda at: ())
     return run_classic(
-        recording.spec, first=first_scorer(lived), reference=reference, start=start, end=end, sources=sources,
+        recording.spec, n_classes=recording.n_classes or 2, first=first_scorer(lived), reference=reference, start=start,
+        end=end, sources=sources,
         schedule=blind, progress=progress,
     )  # fmt: skip
 
@@ -160,7 +160,7 @@ def _rows(recording: Recording, since: datetime, until: datetime) -> pl.DataFram
 
 
 def _known(recording: Recording, since: datetime, until: datetime, as_of: datetime) -> pl.DataFrame:
-    return recording.training_rows(start=since, end=until, as_of=as_of, excluded_days=())
+    return recording.fitting_rows(start=since, end=until, as_of=as_of, excluded_days=())
 
 
 def _blocks(

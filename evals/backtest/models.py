@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from polars import selectors
 
 from evals.backtest.predictions import SCORE
 from evals.world.models import Model
@@ -25,9 +26,23 @@ class AsServed:
     """What the team's model answered; it knows the recorded rows and nothing else."""
 
     features: tuple[str, ...]
+    classes: tuple[str, ...]
+    """Of a multiclass model; empty otherwise."""
 
     def score(self, frame: pl.DataFrame) -> Floats:
-        return frame[SCORE].cast(pl.Float64).to_numpy()
+        """Probability of class 1 or the number, `(n_rows,)`, or of each class, `(n_rows, n_classes)`: 1 of a class that
+        was predicted without a probability, 0 of one that the model did not know."""
+        given = frame[SCORE]
+        if not self.classes:
+            return given.cast(pl.Float64).to_numpy()
+        found = np.zeros((frame.height, len(self.classes)))
+        if given.dtype == pl.String:
+            place = given.replace_strict({name: at for at, name in enumerate(self.classes)}, return_dtype=pl.Int64)
+            found[np.arange(frame.height), place.to_numpy()] = 1.0
+        elif frame.height:
+            known = np.array(given.to_list(), dtype=np.float64)
+            found[:, : known.shape[1]] = known
+        return found
 
     def importance(self) -> dict[str, float]:
         """Nothing is known of it: every feature counts alike."""
@@ -51,12 +66,13 @@ class FittedByRecipe:
 class RecordedModels:
     """`evals.world.models.Models` by the spec's recipe. Packages name a fitted object; the object stays in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_classes: int) -> None:
+        self.n_classes = n_classes
         self._kept: dict[str, Model] = {}
 
     def fit(self, spec: ModelSpec, rows: pl.DataFrame) -> Model:
         try:
-            data = labelled_rows(rows, spec, n_classes=n_classes(spec))
+            data = labelled_rows(rows, spec, n_classes=self.n_classes)
             model, candidate = fit_challenger(data, spec, seed=recipe_of(spec).seed)
         except InputError as exc:
             raise ToolRejected(str(exc)) from exc
@@ -78,9 +94,10 @@ def fitted(
     spec: ModelSpec, model: FittedModel, rows: pl.DataFrame, *, candidate: str, shares: dict[str, float]
 ) -> FittedByRecipe:
     """The model under a name that its rows and recipe determine."""
-    name = digest({"rows": frame_sha256(rows), "recipe": recipe_sha256(spec), "candidate": candidate})
+    name = digest({"rows": rows_sha256(rows), "recipe": recipe_sha256(spec), "candidate": candidate})
     return FittedByRecipe(model=model, sha256=name, shares=shares)
 
 
-def n_classes(spec: ModelSpec) -> int:
-    return 0 if spec.task == "regression" else 2
+def rows_sha256(rows: pl.DataFrame) -> str:
+    """Digest of rows that a model is fitted on, which the recorded probabilities of classes are no part of."""
+    return frame_sha256(rows.select(~selectors.nested()))

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 from pydantic import JsonValue
 
-from evals.backtest.models import AsServed, RecordedModels, fitted, n_classes
-from evals.backtest.predictions import ENTITY, ID, SCORE, TIME
+from evals.backtest.models import AsServed, RecordedModels, fitted, rows_sha256
+from evals.backtest.predictions import ENTITY, ID, TIME
 from evals.backtest.world import RecordedWorld
 from evals.world.package import model_bytes, package_sha256, trained_until, write_package
 from evals.world.pipelines import WorldPipelines
@@ -52,7 +52,7 @@ class RecordedPipelines(WorldPipelines):
         self._refuse_training()
         began = time.monotonic()
         with few_threads():
-            rows = labelled_rows(frame, spec, n_classes=n_classes(spec))
+            rows = labelled_rows(frame, spec, n_classes=self.world.recording.n_classes)
             trained = fit_candidates(rows, spec, seed=recipe_of(spec).seed)
         self._note_fit(began)
         model = fitted(
@@ -63,13 +63,13 @@ class RecordedPipelines(WorldPipelines):
 
     def _adopt(self, key: str, spec: ModelSpec, frame: pl.DataFrame) -> dict[str, JsonValue]:
         """The team's own model as the first version: its recorded scores are the reference, and it passed its gates."""
-        rows = labelled_rows(frame, spec, n_classes=n_classes(spec), for_fitting=False)
-        score = frame[SCORE].to_numpy()
+        rows = labelled_rows(frame, spec, n_classes=self.world.recording.n_classes, for_fitting=False)
+        model = AsServed(features=tuple(spec.feature_names()), classes=self.world.recording.classes)
+        score = model.score(frame)
         blocks = losses_by_block(scored_rows(rows, score), spec)
         if len(blocks) < 2:
             raise ToolRejected(f"only {len(blocks)} blocks of the history have a {spec.objective.metric}")
-        names = tuple(spec.feature_names())
-        package = self._package(key, spec, frame, AsServed(features=names))
+        package = self._package(key, spec, frame, model)
         loss = float(np.mean([block.loss for block in blocks]))
         newest = _newest(rows, score, spec)
         metric = spec.objective.metric
@@ -91,7 +91,7 @@ class RecordedPipelines(WorldPipelines):
         for package in (champion, existing):
             if package is not None:
                 newer = newer.filter(pl.col(TIME) > trained_until(package))
-        ahead = labelled_rows(newer, spec, n_classes=n_classes(spec), for_fitting=False)
+        ahead = labelled_rows(newer, spec, n_classes=self.world.recording.n_classes, for_fitting=False)
         models = self.world.models
         if existing is not None:
             ours, candidate, n_fitted = models.decode(model_bytes(existing)).score(newer), "", 0
@@ -111,7 +111,7 @@ class RecordedPipelines(WorldPipelines):
         window = recipe_of(spec).window
         older = self._rows(run, start=cut - window if window is not None else None, end=cut)
         with few_threads():
-            past = labelled_rows(older, spec, n_classes=n_classes(spec))
+            past = labelled_rows(older, spec, n_classes=self.world.recording.n_classes)
             model, chosen = fit_challenger(past, spec, seed=recipe_of(spec).seed)
             score = model.score(ahead)
         self._note_fit(began)
@@ -151,7 +151,7 @@ class RecordedPipelines(WorldPipelines):
         first, last = frame[TIME].min(), frame[TIME].max()
         assert isinstance(first, datetime) and isinstance(last, datetime)
         lineage = {
-            "data_sha256": frame_sha256(frame.drop(ENTITY)), "trained_from": first.isoformat(),
+            "data_sha256": rows_sha256(frame.drop(ENTITY)), "trained_from": first.isoformat(),
             "trained_until": last.isoformat(), "key": key,
         }  # fmt: skip
         folder = self.world.folder / "packages" / key

@@ -10,10 +10,25 @@ from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 import polars as pl
 
-from evals.backtest.labels import AVAILABLE, LABEL, StagedLabels, label_counts, stage_labels, usual_delay
-from evals.backtest.predictions import ENTITY, FLAGS, ID, SCORE, TIME, Progress, StagedPredictions, stage_predictions
+from evals.backtest.labels import AVAILABLE, LABEL, StagedLabels, in_order, label_counts, stage_labels, usual_delay
+from evals.backtest.predictions import (
+    CALLED,
+    CONFIDENCE,
+    ENTITY,
+    FILE,
+    FLAGS,
+    ID,
+    ROW,
+    SCORE,
+    TIME,
+    Progress,
+    Release,
+    StagedPredictions,
+    stage_predictions,
+)  # fmt: skip
 from state.canonical import digest
 from state.errors import InputError
 from state.spec import Feature, ModelSpec, RecipeTraining
@@ -21,9 +36,12 @@ from tools.data import smallest_hashes
 from tools.datastore import schema_of
 from tools.times import EVENT_TIME
 
-GROUP_ROWS = 500_000
+GROUP_ROWS = 200_000
 """Rows in memory at once while days are written."""
 DAY = timedelta(days=1)
+EPOCH = date(1970, 1, 1)
+CALL_METRICS = ("accuracy", "f1", "precision", "recall")
+"""Those that a predicted class suffices for."""
 LONGEST_GAP = 400
 """Days without a prediction beyond which one side of the gap is taken for an error of the clock."""
 LABEL_SCHEMA = pl.Schema({ID: pl.String(), LABEL: pl.Float64(), AVAILABLE: EVENT_TIME})
@@ -58,6 +76,10 @@ class Recording:
     days: dict[str, int]
     """ISO date -> rows, ascending; days without rows are left out."""
     has_scores: bool
+    score_type: pl.DataType
+    """Float64, or of a multiclass model List(Float64) of probabilities or String, the predicted class."""
+    classes: tuple[str, ...]
+    """Of a multiclass model: the name of each label."""
     can_train: bool
     why_not: str
     """Why nothing can be trained; empty where it can."""
@@ -65,6 +87,8 @@ class Recording:
     n_labels: int
     n_late: int
     n_restated: int
+    releases: tuple[Release, ...]
+    """Versions of the team's own model, in order of their first answers."""
     sha256: str
     """Digest of the source files."""
     notes: tuple[str, ...]
@@ -76,6 +100,11 @@ class Recording:
     @property
     def last_day(self) -> date:
         return date.fromisoformat(max(self.days))
+
+    @property
+    def n_classes(self) -> int:
+        """0 for regression."""
+        return {"binary": 2, "multiclass": len(self.classes), "regression": 0}[self.spec.task]
 
     def row_columns(self) -> list[str]:
         """Columns of a row, in order."""
@@ -95,7 +124,7 @@ class Recording:
         known = schema_of({feature.name: feature.type for feature in self.spec.features})
         known.pop(LABEL)
         if self.has_scores:
-            known[SCORE] = pl.Float64()
+            known[SCORE] = self.score_type
         return pl.Schema({**{name: known[name] for name in self.row_columns()}, FLAGS: pl.List(pl.String())})
 
     def labels_of(self, day: str) -> pl.DataFrame:
@@ -121,17 +150,44 @@ class Recording:
         self, *, start: datetime | None, end: datetime, as_of: datetime, excluded_days: Collection[str]
     ) -> pl.DataFrame:
         """Labelled rows with event time in [start, end), oldest first, known by `as_of`; `tools.controls.TrainingRows`."""
+        return self._labelled(
+            [*self.row_columns(), LABEL], start=start, end=end, as_of=as_of, excluded_days=excluded_days
+        )
+
+    def fitting_rows(
+        self, *, start: datetime | None, end: datetime, as_of: datetime, excluded_days: Collection[str]
+    ) -> pl.DataFrame:
+        """`training_rows` without ids and entities, which are most of a narrow history and which no fit reads."""
+        columns = [name for name in self.row_columns() if name not in (ID, ENTITY)]
+        return self._labelled([*columns, LABEL], start=start, end=end, as_of=as_of, excluded_days=excluded_days)
+
+    def _labelled(
+        self,
+        columns: list[str],
+        *,
+        start: datetime | None,
+        end: datetime,
+        as_of: datetime,
+        excluded_days: Collection[str],
+    ) -> pl.DataFrame:
+        """A day at a time: only the result is ever in memory whole."""
         excluded = set(excluded_days)
         first = start.date().isoformat() if start is not None else ""
         days = [day for day in self.days if first <= day <= end.date().isoformat() and day not in excluded]
-        rows = self.known(days, as_of=as_of).filter(pl.col(TIME) < end, pl.col(LABEL).is_not_null())
-        if start is not None:
-            rows = rows.filter(pl.col(TIME) >= start)
+        wanted = (pl.col(TIME) < end) & pl.col(LABEL).is_not_null()
+        wanted = wanted if start is None else wanted & (pl.col(TIME) >= start)
         most = self.spec.training.max_rows if isinstance(self.spec.training, RecipeTraining) else None
-        if most is not None:
-            kept = smallest_hashes(rows.select(ID).collect(engine="streaming")[ID], most)
-            rows = rows if kept is None else rows.join(kept.lazy(), on=ID, how="semi")
-        return rows.collect(engine="streaming").sort(TIME, ID)
+        kept = None
+        if most is not None and sum(self.days[day] for day in days) > most:
+            ids = [self.known([day], as_of=as_of).filter(wanted).select(ID).collect() for day in days]
+            kept = smallest_hashes(pl.concat(ids)[ID], most)
+        parts = []
+        for day in days:
+            rows = self.known([day], as_of=as_of).filter(wanted).collect()
+            if kept is not None:
+                rows = rows.join(kept, on=ID, how="semi", maintain_order="left")
+            parts.append(rows.select(columns))
+        return pl.concat(parts) if parts else self.known([], as_of=as_of).select(columns).collect()
 
 
 def record(spec: ModelSpec, predictions: Path, labels: Path, folder: Path, *, progress: Progress) -> Recording:
@@ -140,29 +196,39 @@ def record(spec: ModelSpec, predictions: Path, labels: Path, folder: Path, *, pr
     Raises:
         InputError: they cannot be used; the message names file, field or record, and the remedy.
     """
-    if spec.task == "multiclass":
-        raise InputError(
-            f"{spec.model}: task multiclass is not backtested yet",
-            remedy="Backtest one class against the others: binary",
-        )
     staging = folder / "staging"
     staging.mkdir(parents=True)
     staged = stage_predictions(predictions, spec, staging, progress)
+    _refuse_unmeasured(spec, staged)
     _refuse_gap(predictions, staged)
-    outcomes = stage_labels(labels, spec, staged, progress)
-    n_labels, n_late, n_restated = label_counts(spec, outcomes.statements)
-    days = _write_days(folder, staged, outcomes, progress)
+    outcomes = stage_labels(labels, spec, staged, staging, progress)
+    days, (n_labels, n_late, n_restated) = _write_days(folder, spec, staged, outcomes, progress)
     shutil.rmtree(staging)
-    used, why_not = spec_used(spec, has_features=staged.has_features, has_scores=staged.has_scores)
+    used, why_not = spec_used(
+        spec, has_features=staged.has_features, has_scores=staged.has_scores, score_type=staged.score_type
+    )
     sources = [source.sha256 for source in (*staged.sources, *outcomes.sources)]
     return Recording(
-        folder=folder, spec=used, days=days, has_scores=staged.has_scores, can_train=not why_not, why_not=why_not,
-        n_rows=sum(days.values()), n_labels=n_labels, n_late=n_late, n_restated=n_restated, sha256=digest(sources),
+        folder=folder, spec=used, days=days, has_scores=staged.has_scores, score_type=staged.score_type,
+        classes=outcomes.classes, can_train=not why_not, why_not=why_not,
+        n_rows=sum(days.values()), n_labels=n_labels, n_late=n_late, n_restated=n_restated, releases=staged.releases,
+        sha256=digest(sources),
         notes=(*staged.notes, *outcomes.notes),
     )  # fmt: skip
 
 
-def spec_used(spec: ModelSpec, *, has_features: bool, has_scores: bool) -> tuple[ModelSpec, str]:
+def _refuse_unmeasured(spec: ModelSpec, staged: StagedPredictions) -> None:
+    if staged.has_scores and staged.score_type == pl.String() and spec.objective.metric not in CALL_METRICS:
+        raise InputError(
+            f"{spec.model}: the predictions name a class and no probability, and the objective {spec.objective.metric} "
+            "needs one",
+            remedy=f"Add a column score_<class> for every class, or choose {', '.join(CALL_METRICS)} as objective.metric",
+        )
+
+
+def spec_used(
+    spec: ModelSpec, *, has_features: bool, has_scores: bool, score_type: pl.DataType
+) -> tuple[ModelSpec, str]:
     """The spec that the loop is run with, and why nothing can be trained (empty where it can).
 
     Raises:
@@ -171,7 +237,7 @@ def spec_used(spec: ModelSpec, *, has_features: bool, has_scores: bool) -> tuple
     why_not = ""
     if not has_features:
         why_not = "the predictions hold scores and no features"
-        spec = spec.model_copy(update={"features": [Feature(name=SCORE, type="numeric")]})
+        spec = spec.model_copy(update={"features": _watched(score_type)})
     if not isinstance(spec.training, RecipeTraining):
         why_not = f"training.kind is {spec.training.kind!r}, which is not carried out here"
     if why_not and not has_scores:
@@ -180,6 +246,15 @@ def spec_used(spec: ModelSpec, *, has_features: bool, has_scores: bool) -> tuple
             remedy="Add a column score with what your model answered, or declare a recipe (training.kind: recipe)",
         )
     return spec, why_not
+
+
+def _watched(score_type: pl.DataType) -> list[Feature]:
+    """What stands for the features where there are none: what the recorded model said."""
+    if score_type == pl.Float64():
+        return [Feature(name=SCORE, type="numeric")]
+    if score_type == pl.String():
+        return [Feature(name=SCORE, type="categorical")]
+    return [Feature(name=CALLED, type="categorical"), Feature(name=CONFIDENCE, type="numeric", low=0, high=1)]
 
 
 def late_by(recording: Recording, *, start: datetime) -> str:
@@ -202,37 +277,46 @@ def late_by(recording: Recording, *, start: datetime) -> str:
 
 def _refuse_gap(path: Path, staged: StagedPredictions) -> None:
     """A single wrong year would make years of empty days."""
-    index = staged.index.with_columns((pl.col(TIME) - pl.col(TIME).shift(1)).dt.total_days().alias("gap"))
-    wide = index.with_columns(pl.col(ID).shift(1).alias("before"), pl.col(TIME).shift(1).alias("since"))
-    wide = wide.filter(pl.col("gap") > LONGEST_GAP)
-    if wide.is_empty():
+    times = np.sort(staged.index.times_us)
+    wide = np.flatnonzero(np.diff(times) >= (LONGEST_GAP + 1) * (DAY // timedelta(microseconds=1)))
+    if not len(wide):
         return
-    first = wide.row(0, named=True)
+    edges = pl.Series(times[wide[0] : wide[0] + 2]).cast(EVENT_TIME)
+    rows = pl.scan_parquet(list(staged.parts)).select(ID, TIME, ROW, pl.col(FILE).cast(pl.String))
+    rows = rows.filter(pl.col(TIME).is_in(edges.implode()))
+    found = rows.collect().sort(TIME, ID).unique(TIME, keep="first", maintain_order=True)
+    since, first = found.rows(named=True)
     raise InputError(
-        f"{path}: no prediction for {first['gap']} days, between {first['since']:%Y-%m-%d} (id {first['before']}) and "
-        f"{first[TIME]:%Y-%m-%d} (id {first[ID]}, row {first['row']} of {first['file']})",
+        f"{path}: no prediction for {(first[TIME] - since[TIME]).days} days, between {since[TIME]:%Y-%m-%d} "
+        f"(id {since[ID]}) and {first[TIME]:%Y-%m-%d} (id {first[ID]}, row {first[ROW]} of {first[FILE]})",
         remedy="Correct the event times, or give the rows of one side of the gap only",
     )
 
 
-def _write_days(folder: Path, staged: StagedPredictions, outcomes: StagedLabels, progress: Progress) -> dict[str, int]:
-    counted = staged.index.group_by(pl.col(TIME).dt.date().alias("day")).len().sort("day")
-    days = {day.isoformat(): int(n) for day, n in counted.iter_rows()}
+def _write_days(
+    folder: Path, spec: ModelSpec, staged: StagedPredictions, outcomes: StagedLabels, progress: Progress
+) -> tuple[dict[str, int], tuple[int, int, int]]:
+    """Rows and labels by day; the number of rows of each day, and `label_counts`."""
+    numbers, n_rows = np.unique(staged.index.times_us // (DAY // timedelta(microseconds=1)), return_counts=True)
+    days = {(EPOCH + int(day) * DAY).isoformat(): int(n) for day, n in zip(numbers, n_rows, strict=True)}
     for name in ("rows", "labels"):
         (folder / name).mkdir()
-    parts = pl.scan_parquet(list(staged.parts))
-    n_written = 0
+    parts, stated = pl.scan_parquet(list(staged.parts)), pl.scan_parquet(list(outcomes.parts))
+    n_written, counts = 0, np.zeros(3, dtype=np.int64)
     for first, last in _groups(days):
-        begin, end = midnight(first), midnight(last) + DAY
-        rows = parts.filter(pl.col(TIME) >= begin, pl.col(TIME) < end).collect().sort(TIME, ID)
+        of_group = (pl.col(TIME) >= midnight(first)) & (pl.col(TIME) < midnight(last) + DAY)
+        rows = parts.filter(of_group).drop(ROW, FILE).collect().sort(TIME, ID)
         for (day,), of_day in rows.group_by(pl.col(TIME).dt.date(), maintain_order=True):
             of_day.write_parquet(folder / "rows" / f"{day}.parquet", compression="lz4", statistics=True)
         n_written += rows.height
+        del rows
+        statements = in_order(stated.filter(of_group).collect())
+        counts += label_counts(spec, statements)
+        for (day,), of_day in statements.group_by(pl.col(TIME).dt.date(), maintain_order=True):
+            of_day.select(LABEL_SCHEMA.names()).write_parquet(folder / "labels" / f"{day}.parquet", compression="lz4")
         progress(f"wrote {n_written} rows by day")
-    statements = outcomes.statements.with_columns(pl.col(TIME).dt.date().alias("day")).sort("day", maintain_order=True)
-    for (day,), of_day in statements.group_by("day", maintain_order=True):
-        of_day.select(LABEL_SCHEMA.names()).write_parquet(folder / "labels" / f"{day}.parquet", compression="lz4")
-    return days
+    n_labels, n_late, n_restated = (int(n) for n in counts)
+    return days, (n_labels, n_late, n_restated)
 
 
 def _groups(days: dict[str, int]) -> list[tuple[date, date]]:

@@ -31,7 +31,7 @@ class RecordedWorld(World):
     """`World` over a recording. Servers, route and service metrics are simulated and healthy."""
 
     def __init__(self, folder: Path, recording: Recording, *, start: date) -> None:
-        super().__init__(folder, start=start, models=RecordedModels())
+        super().__init__(folder, start=start, models=RecordedModels(recording.n_classes))
         self.recording = recording
         n_before = (start - recording.first_day).days
         self.add(recording.spec, Truth(history_days=n_before))
@@ -74,6 +74,9 @@ class RecordedWorld(World):
         rows = self.rows(model, date.fromisoformat(day))
         task = self.recording.spec.task
         record = record_day(rows, self._arms[day], loaded=self._loaded, task=task, model=model)
+        if task == "multiclass" and record.predictions.is_empty():  # no score told how many classes there are
+            none = pl.Series("score", np.zeros((0, self.recording.n_classes)))
+            record = replace(record, predictions=record.predictions.with_columns(none))
         flags = self.recording.rows_of(day).select(ID, FLAGS).filter(pl.col(FLAGS).list.len() > 0)
         if flags.is_empty():
             return record

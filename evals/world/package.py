@@ -88,13 +88,21 @@ def _values(series: pl.Series) -> Column:
     return series.fill_null(math.nan).to_numpy() if series.dtype.is_float() else series.to_list()
 
 
+def _classes(spec: ModelSpec, label: pl.Series) -> tuple[str, ...] | None:
+    """The indices of the classes that the rows hold, as names."""
+    if spec.task == "regression":
+        return None
+    n_classes = 2 if spec.task == "binary" else max(2, int(label.cast(pl.Int64).max() or 0) + 1)  # type: ignore[arg-type]
+    return tuple(str(index) for index in range(n_classes))
+
+
 def _contract(spec: ModelSpec, rows: pl.DataFrame, lineage: dict[str, str]) -> Contract:
     columns = {feature.name: _values(rows[feature.name]) for feature in spec.features}
     label = rows["label"].to_numpy()
     return Contract(
         model=spec.model,
         task=spec.task,
-        classes=("0", "1") if spec.task == "binary" else None,
+        classes=_classes(spec, rows["label"]),
         features=fit_encoder(columns, label, spec.features, task=spec.task),
         decision_threshold=spec.serving.decision_threshold if isinstance(spec.serving, ManagedServing) else 0.5,
         time=spec.data.time,

@@ -61,7 +61,9 @@ def record_day(rows: Day, served: ServedDay, *, loaded: Callable[[str], Model], 
         rng = np.random.default_rng([zlib.crc32(f"{model}/{arm.version}/{served.day}".encode())])
         failed[mine] = True if arm.digest is None else rng.random(len(mine)) < arm.error_ratio
         if arm.digest is not None and len(mine):
-            score[mine] = _scores(loaded(arm.digest), frame[mine], arm, task)
+            given = _scores(loaded(arm.digest), frame[mine], arm, task)
+            score = score if score.ndim == given.ndim else np.zeros((frame.height, *given.shape[1:]))
+            score[mine] = given
         by_version[arm.version] = Counters(
             n_requests=len(mine),
             n_errors=int(failed[mine].sum()),
@@ -70,7 +72,7 @@ def record_day(rows: Day, served: ServedDay, *, loaded: Callable[[str], Model], 
     predictions = frame.with_columns(
         pl.Series("version", [arm.version for arm in served.arms], pl.Utf8).gather(chosen),
         pl.lit(value=False).alias("mirrored"),
-        pl.Series("score", score, pl.Float64),
+        pl.Series("score", score),
         pl.Series("flags", [[], ["extra:note"]], pl.List(pl.Utf8)).gather(rows.extra.astype(np.int64)),
     )
     order = ["request_id", "entity", "event_time", "version", "mirrored", "score", "flags"]

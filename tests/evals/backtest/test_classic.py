@@ -64,7 +64,8 @@ def fired(move: Move) -> tuple[Classic, list[datetime]]:
 
     schedule = Schedule(every=timedelta(days=14), rows=training, excluded_days=lambda at: ())
     result = run_classic(
-        spec_of(), first=lambda given: (given["x"] > 0).to_numpy().astype(np.float64), reference=between(begin, START),
+        spec_of(), n_classes=2, first=lambda given: (given["x"] > 0).to_numpy().astype(np.float64),
+        reference=between(begin, START),
         start=START, end=START + timedelta(days=7 * N_WEEKS),
         sources=ClassicSources(rows=between, known=known, final=between), schedule=schedule, progress=no_progress,
     )  # fmt: skip

@@ -214,6 +214,9 @@ def test_a_delay_that_the_spec_understates_is_told_from_the_history_alone(given:
         pytest.param(
             on_predictions(set_at("event_time", 5, T0 + timedelta(days=9_000))), r"no prediction for 8\d+ days", id="year"
         ),
+        pytest.param(
+            on_predictions(lambda f: f.with_columns(pl.concat_list("spend").alias("spend"))), "'spend' holds lists", id="lists"
+        ),
         pytest.param(on_predictions(lambda f: f.clear()), "does not read as a time", id="no-rows"),
         pytest.param(on_labels(lambda f: f.drop("label")), "has no column for the outcome", id="no-label-column"),
         pytest.param(on_labels(lambda f: f.with_columns(pl.lit(None).alias("label"))), "holds no label", id="no-label"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -10,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from evals.backtest.live import Answers, Lived, Wish, default_history, live
+from evals.backtest.live import Answers, Lived, Wish, default_history, history_needed, live, too_few_for_a_rollout
 from evals.backtest.recording import record
 from evals.world.platform import example_spec
 from evals.world.truth import Drift
@@ -179,9 +180,23 @@ def test_a_start_without_a_label_says_so(tmp_path: Path) -> None:
 
 
 def test_a_history_that_is_all_start_is_refused_with_its_length(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"span 20 days.*first 22 of them") as refused:
+    with pytest.raises(InputError, match=r"span 20 days.*22 days are needed") as refused:
         lived(history(n_days=20), tmp_path)
     assert "--history" in refused.value.remedy
+
+
+def test_more_days_than_a_calendar_holds_are_a_wish_like_another(changing: History, tmp_path: Path) -> None:
+    predictions, labels = changing.until(FIRST_LIVE + timedelta(days=1)).write(tmp_path / "files")
+    recording = record(changing.spec, predictions, labels, tmp_path / "history", progress=no_progress)
+
+    with pytest.raises(InputError, match="no live day is left"):
+        live(recording, tmp_path, Wish(history_days=10**9, policy_dir=SHIPPED), told=no_progress)
+    (tmp_path / "run").mkdir()
+    run = live(
+        recording, tmp_path / "run", Wish(history_days=N_BEFORE, n_days=10**12, policy_dir=SHIPPED), told=no_progress
+    )
+    assert run.last_day == recording.last_day
+    run.close()
 
 
 def test_the_start_is_counted_from_the_first_day_and_covers_holdout_and_delay() -> None:
@@ -189,3 +204,30 @@ def test_the_start_is_counted_from_the_first_day_and_covers_holdout_and_delay() 
 
     assert default_history(short) == 42 + 14 + 2
     assert default_history(long) == 42 + 14 + 30
+
+
+def test_the_start_of_a_sparse_history_waits_until_enough_rows_are_labelled(tmp_path: Path) -> None:
+    sparse = history(n_days=90, n_rows=3, training={**QUICK["training"], "holdout": "P5D"})
+    recording = record(sparse.spec, *sparse.write(tmp_path / "files"), tmp_path / "history", progress=no_progress)
+
+    needed = history_needed(recording)
+
+    assert needed > default_history(sparse.spec)
+    start = midnight(START + timedelta(days=needed))
+    assert sparse.labels.filter(pl.col("available_at") <= start).height >= 200
+    assert sparse.labels.filter(pl.col("available_at") <= start - timedelta(days=1)).height < 200
+
+
+@pytest.mark.parametrize(
+    ("per_day", "remedy"),
+    [
+        pytest.param(100.0, "", id="enough"),
+        pytest.param(24.0, r"steps: \[18\]", id="a-larger-step"),
+        pytest.param(2.0, r"steps: \[50\] and rollout.deadline: P30D", id="a-later-deadline"),
+    ],
+)
+def test_a_rollout_that_no_candidate_can_come_through_is_told(per_day: float, remedy: str) -> None:
+    rollout = {"steps": [5, 25], "deadline": "P7D", "minimum_requests": 30}
+    said = too_few_for_a_rollout(example_spec(label_delay_days=2, **{**QUICK, "rollout": rollout}), per_day=per_day)
+
+    assert re.search(remedy, said) if remedy else said == ""
