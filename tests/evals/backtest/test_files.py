@@ -286,3 +286,15 @@ def test_times_of_several_zones_are_named_with_their_column(given: History, tmp_
 
     said = [note for note in recording.notes if "without one, which are read as UTC" in note]
     assert ["'event_time'" in said[0], "'available_at'" in said[1]] == [True, True]
+
+
+def test_releases_of_the_recorded_model_are_told_in_order(given: History, tmp_path: Path) -> None:
+    later = pl.col("event_time") >= midnight(START + timedelta(days=3))
+    versioned = on_predictions(lambda f: f.with_columns(pl.when(later).then(2).otherwise(1).alias("model_version")))(
+        given
+    )
+
+    releases = read(versioned, tmp_path).releases
+
+    assert [release.version for release in releases] == ["1", "2"]
+    assert releases[0].last < midnight(START + timedelta(days=3)) <= releases[1].first
