@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
@@ -16,8 +16,9 @@ from evals.injections import (
     RouteEdit,
     Wish,
 )
-from evals.scenario import ChampionIs, EffectPattern, IncidentIs, QuarantineIs, Scenario, WorldModel
+from evals.scenario import ChampionIs, EffectPattern, IncidentIs, QuarantineIs, Scenario, TrafficIs, Wanted, WorldModel
 from evals.world.platform import example_spec
+from evals.world.truth import LEVELS
 from orchestrator.goals.reading import read_goal
 from state.errors import InputError
 from state.spec import ModelSpec
@@ -97,6 +98,9 @@ Problem = tuple[tuple[str | int, ...], str]
 
 def _problems(document: Document[Scenario]) -> Iterator[Problem]:
     scenario = document.value
+    for index, seed in enumerate(scenario.seeds):
+        if seed in scenario.seeds[:index]:
+            yield ("seeds", index), f"seeds[{index}]: {seed} is there twice, and the same run is no second trial"
     specs: dict[str, ModelSpec] = {}
     for index, model in enumerate(scenario.models):
         if model.name in specs:
@@ -150,8 +154,9 @@ def _entry_problems(
                 yield "features", "name the table or the features, not both"
             if entry.release is not None and entry.inject != "skew":
                 yield "release", "only `skew` can have a release of the feature view behind it"
-            if entry.inject == "segment" and (not entry.features or entry.level is None):
-                yield "level", "a segment is one feature and one of its levels"
+            types = {feature.name: feature.type for spec in touched for feature in spec.features}
+            if why := _level_problem(entry, types):
+                yield "level", why
         case PlatformFault():
             port = entry.method.split(".")[0]
             if port != "*" and port not in _PORTS and not any(c in port for c in "*?["):
@@ -175,6 +180,21 @@ def _entry_problems(
                 yield "model", f"of {len(scenario.models)} models, say which"
 
 
+def _level_problem(entry: DataChange, types: Mapping[str, str]) -> str:
+    """Why no row could be hit, which would leave a fault that never happened."""
+    if entry.inject == "new_level" and entry.level in LEVELS:
+        return f"{entry.level!r} is no new level; known are {', '.join(LEVELS)}"
+    if entry.inject != "segment":
+        return ""
+    if not entry.features or entry.level is None:
+        return "a segment is one feature and one of its levels"
+    name = entry.features[0]
+    levels = {"categorical": LEVELS, "boolean": ("true", "false")}.get(types.get(name, "categorical"), ())
+    if not levels:
+        return f"{name!r} is {types[name]} and has no levels"
+    return "" if entry.level in levels else f"{name!r} has no level {entry.level!r}; it has {', '.join(levels)}"
+
+
 def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterator[Problem]:
     for name in [name for name in scenario.truth.models if name not in specs]:
         yield ("truth", "models"), f"truth.models: {name!r} is no model of this scenario"
@@ -183,6 +203,9 @@ def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterato
         yield from _unknown_model(getattr(wanted, "model", None), specs, (*at, "model"), f"{where}.model")
         if isinstance(wanted, IncidentIs) and wanted.count == 0 and scenario.truth.cause:
             yield at, f"{where} wants no incident, and truth.cause names {', '.join(scenario.truth.cause)}"
+        for other, earlier in enumerate(scenario.wanted[:index]):
+            if _contradict(wanted, earlier):
+                yield at, f"{where} and wanted[{other}] cannot both hold"
         if isinstance(wanted, QuarantineIs):
             late = [day for day in wanted.days if day >= scenario.days]
             if late:
@@ -207,6 +230,24 @@ def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterato
         for index, pattern in enumerate(patterns):
             if pattern.after is not None and pattern.after not in injected:
                 yield (part, index, "after"), f"{part}[{index}].after: the timeline has no `{pattern.after}`"
+
+
+def _contradict(one: Wanted, other: Wanted) -> bool:
+    if isinstance(one, IncidentIs) and isinstance(other, IncidentIs):
+        # The count is of incidents alike in all else; none is "at least one".
+        alike = one.model_copy(update={"count": None}) == other.model_copy(update={"count": None})
+        counts = {one.count, other.count}
+        return alike and len(counts) == 2 and (None not in counts or 0 in counts)
+    if isinstance(one, ChampionIs) and isinstance(other, ChampionIs):
+        # A released version may be the newer one too.
+        return _same_model(one.model, other.model) and (one.version == "first") != (other.version == "first")
+    if isinstance(one, TrafficIs) and isinstance(other, TrafficIs):
+        return _same_model(one.model, other.model) and one.champion_percent != other.champion_percent
+    return False
+
+
+def _same_model(one: str | None, other: str | None) -> bool:
+    return one is None or other is None or one == other
 
 
 def _forbids(pattern: EffectPattern, effect: str, model: str | None) -> bool:

@@ -66,6 +66,35 @@ def test_a_good_scenario_is_read(tmp_path: Path) -> None:
         "{day: 5, inject: concept, magnitude: 0.6}", "{day: 5, inject: edit_route, weights: {champion: 50}}",
         "timeline[0].weights: they sum to 50, not to 100", id="weights",
     ),
+    pytest.param(
+        "inject: concept, magnitude: 0.6", "inject: segment, features: [plan], level: gold",
+        "timeline[0].level: 'plan' has no level 'gold'; it has a, b, c, d", id="no-such-level",
+    ),
+    pytest.param(
+        "inject: concept, magnitude: 0.6", "inject: segment, features: [mobile], level: yes-please",
+        "timeline[0].level: 'mobile' has no level 'yes-please'; it has true, false", id="no-such-level-of-a-flag",
+    ),
+    pytest.param(
+        "inject: concept, magnitude: 0.6", "inject: segment, features: [spend], level: a",
+        "timeline[0].level: 'spend' is numeric and has no levels", id="level-of-a-number",
+    ),
+    pytest.param(
+        "inject: concept, magnitude: 0.6", "inject: new_level, features: [plan], level: b",
+        "timeline[0].level: 'b' is no new level", id="new-level-that-is-known",
+    ),
+    pytest.param(
+        "version: newer}", "version: newer}\n  - {state: champion, version: first}",
+        ":13: wanted[1] and wanted[0] cannot both hold", id="two-champions",
+    ),
+    pytest.param(
+        "state: champion, version: newer}", "state: traffic}\n  - {state: traffic, model: churn, champion_percent: 50}",
+        "wanted[1] and wanted[0] cannot both hold", id="two-shares",
+    ),
+    pytest.param(
+        "version: newer}", "version: newer}\n  - {state: incident, count: 1}\n  - {state: incident, count: 2}",
+        "wanted[2] and wanted[1] cannot both hold", id="two-counts",
+    ),
+    pytest.param("days: 20\n", "days: 20\nseeds: [1, 1]\n", "seeds[1]: 1 is there twice", id="seed-twice"),
     pytest.param("days: 20\n", "", "days is missing", id="missing"),
 ])  # fmt: skip
 def test_a_fault_is_named_by_line_and_field(tmp_path: Path, old: str, new: str, message: str) -> None:
