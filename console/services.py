@@ -5,12 +5,13 @@ from __future__ import annotations
 import getpass
 from typing import Any, Literal
 
-from console.wiring import registry
+from console.wiring import language_model, registry
 from console.workspace import Workspace, domain_now, require_role
 from orchestrator import people
 from orchestrator.crew import Stamp
 from orchestrator.goal_aims import served_versions
-from orchestrator.goals.reading import NOT_YET, read_goal
+from orchestrator.goals.reading import NOT_YET
+from orchestrator.goals.words import read_words
 from orchestrator.promises import promise_id
 from policies.current import difference
 from state import store
@@ -48,7 +49,10 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
         InputError: the text is no goal, or the model or version is not known.
     """
     user = require_role(workspace, "operator")
-    goal = read_goal(text)
+    with workspace.db.snapshot() as conn:
+        models = [row.id for row in store.select(conn, ModelRow)]
+    reading = read_words(text, models=models, language=language_model(workspace))
+    goal = reading.goal
     _refuse_unserved(goal)
     stamp = _stamp(workspace)
     with workspace.db.transaction() as conn:
@@ -60,7 +64,7 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
         _refuse_never_served(workspace, model, version, goal)
     goal = goal.model_copy(update={"model": model, "version": version})
     with workspace.db.transaction() as conn:
-        return people.state_goal(conn, goal, text=text, user=user, stamp=stamp, ids=_IDS)
+        return people.state_goal(conn, goal, text=text, user=user, stamp=stamp, ids=_IDS, read_by=reading.record())
 
 
 ROLES = ("champion", "challenger", "previous", "latest")

@@ -23,6 +23,9 @@ class Settings(BaseModel):
     """None keeps MLflow embedded in the workspace."""
     notify_urls: list[str] = []
     """Apprise addresses; they hold secrets, so they are never printed."""
+    language_model: str | None = None
+    """`PROVIDER:NAME` of the model that reads goals in free words; None reads the fixed sentences only. The provider's
+    package takes its key from the environment: no setting holds one."""
     policy_dir: Path | None = None
     """None takes the shipped policy set."""
     tick_seconds: float = 5.0

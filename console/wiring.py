@@ -15,6 +15,7 @@ from state.clock import Clock
 from state.ids import Uuid7Source
 from state.keys import Signer
 from state.spec import ModelSpec
+from tools.language import LanguageModel
 from tools.mesh.envoy import EnvoyMesh
 from tools.ports import Platform, Registry
 from tools.processes import start_ticks
@@ -56,6 +57,16 @@ def registry(workspace: Workspace) -> Registry:
     from tools.registry import MlflowModels
 
     return MlflowModels.open(workspace.home, workspace.settings.mlflow_tracking_uri)
+
+
+def language_model(workspace: Workspace) -> LanguageModel | None:
+    """The model that the settings name; None where they name none."""
+    name = workspace.settings.language_model
+    if name is None:
+        return None
+    from tools.chat_models import open_chat_model
+
+    return open_chat_model(name)
 
 
 def this_process() -> str:

@@ -5,6 +5,7 @@ Who may do it is asked before, where roles are known. Each function joins the ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -20,8 +21,20 @@ from state.rows import ApprovalRow, GoalRow, ModelRow, RunRow, SwitchRow
 from state.store import Connection
 
 
-def state_goal(conn: Connection, goal: Goal, *, text: str, user: str, stamp: Stamp, ids: IdSource) -> GoalRow:
-    """Take a goal in, with its model and version resolved: its row, its run where it is one-off, and the record."""
+def state_goal(
+    conn: Connection,
+    goal: Goal,
+    *,
+    text: str,
+    user: str,
+    stamp: Stamp,
+    ids: IdSource,
+    read_by: Sequence[JsonValue] = (),
+) -> GoalRow:
+    """Take a goal in, with its model and version resolved: its row, its run where it is one-off, and the record.
+
+    `read_by` is what a language model was asked and said, where one read the text; the record keeps it.
+    """
     row = GoalRow(
         id=ids.new_id(), model=goal.model, status="active", standing=goal.intent == "maintain",
         goal=goal.model_dump(mode="json"), text=text.strip(), asked_by=user, asked_at=stamp["at"],
@@ -35,7 +48,7 @@ def state_goal(conn: Connection, goal: Goal, *, text: str, user: str, stamp: Sta
         conn,
         Commanded(
             **stamp, model=goal.model, actor=f'User::"{user}"', summary=f"{user} asks: {row.text}", command="goal",
-            details={"goal_id": row.id, "goal": row.goal},
+            details={"goal_id": row.id, "goal": row.goal} | ({"read_by": [*read_by]} if read_by else {}),
         ),
     )  # fmt: skip
     return row

@@ -49,6 +49,12 @@ METRIC_NAMES = {
     "p50 latency": "latency_p50_ms", "latency_p50_ms": "latency_p50_ms",
     "p99 latency": "latency_p99_ms", "latency_p99_ms": "latency_p99_ms",
 }  # fmt: skip
+
+
+class NotUnderstood(InputError):
+    """No form fits the sentence."""
+
+
 _MODEL = r"(?P<model>[a-z0-9][a-z0-9-]*)"
 _VERSION = r"version (?P<version>\d{1,9}|champion|challenger|previous|latest)"
 
@@ -106,7 +112,8 @@ def read_goal(text: str) -> Goal:
     The text is data: it can name what should be true, and nothing in it can change what policy allows.
 
     Raises:
-        InputError: no form fits, or a key or value of the JSON is wrong.
+        NotUnderstood: no form fits.
+        InputError: a key or value of the JSON is wrong, or the metric of a sentence is not known.
     """
     stripped = text.strip()
     if stripped.startswith("{"):
@@ -116,7 +123,7 @@ def read_goal(text: str) -> Goal:
         match = pattern.fullmatch(sentence)
         if match:
             return Goal.model_validate(make(match))
-    raise InputError(
+    raise NotUnderstood(
         f"goal: {stripped[:120]!r} is not a form that is understood",
         remedy="Write one of: " + "; ".join(SENTENCES) + "; or the typed goal as JSON",
     )
