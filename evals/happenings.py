@@ -28,7 +28,7 @@ from evals.world.records import Condition
 from evals.world.release import train_by_hand
 from evals.world.truth import Drift
 from evals.world.world import midnight
-from orchestrator.goals.reading import read_goal
+from orchestrator.goals.words import read_words
 from orchestrator.people import hold_model, state_goal, throw_halt
 from policies.current import CurrentPolicy
 from policies.engine import SHIPPED
@@ -210,7 +210,8 @@ def _wish(scene: Scene, text: str, user: str) -> None:
     """A person states a goal; what the crew's own door would refuse is refused here."""
     crew = scene.crew
     try:
-        goal = read_goal(text)
+        reading = read_words(text, models=scene.models, language=scene.language)
+        goal = reading.goal
         named = goal.model or (scene.models[0] if len(scene.models) == 1 else None)
         for model in [named] if named is not None else scene.models:
             if model not in scene.models:
@@ -222,7 +223,9 @@ def _wish(scene: Scene, text: str, user: str) -> None:
                 raise InputError(f"{model} has no version {goal.version}", remedy="Name a registered version")
             wanted = goal.model_copy(update={"model": model, "version": version})
             with crew.db.transaction() as conn:
-                state_goal(conn, wanted, text=text, user=user, stamp=crew.stamp(), ids=crew.ids)
+                state_goal(
+                    conn, wanted, text=text, user=user, stamp=crew.stamp(), ids=crew.ids, read_by=reading.record()
+                )
     except InputError as exc:
         scene.refused.append(f"{text}: {exc}")
 

@@ -19,7 +19,7 @@ from evals.injections import (
 from evals.scenario import ChampionIs, EffectPattern, IncidentIs, QuarantineIs, Scenario, TrafficIs, Wanted, WorldModel
 from evals.world.platform import example_spec
 from evals.world.truth import LEVELS
-from orchestrator.goals.reading import read_goal
+from orchestrator.goals.reading import NotUnderstood, read_goal
 from state.errors import InputError
 from state.spec import ModelSpec
 from tools.yaml_documents import Document, Kind, read_document
@@ -122,6 +122,8 @@ def _problems(document: Document[Scenario]) -> Iterator[Problem]:
 
 def _timeline_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterator[Problem]:
     tables = {table for model in scenario.models for table in model.tables}
+    if scenario.needs is not None and scenario.twin and any(isinstance(e, Wish) and e.harmless for e in scenario.timeline):
+        yield ("twin",), "twin: a twin asks no language model, so it cannot keep a harmless goal; write `twin: false`"
     for index, entry in enumerate(scenario.timeline):
         at, where = ("timeline", index), f"timeline[{index}]"
         yield from _unknown_model(entry.model, specs, (*at, "model"), f"{where}.model")
@@ -168,7 +170,7 @@ def _entry_problems(
             try:
                 goal = read_goal(entry.text)
             except InputError as exc:
-                if entry.expect == "taken":
+                if entry.expect == "taken" and not (scenario.needs and isinstance(exc, NotUnderstood)):
                     yield "text", str(exc)
                 return
             if entry.expect == "refused":

@@ -100,11 +100,19 @@ def wilson(n_passed: int, n: int) -> tuple[float, float]:
     return (max(low, 0.0) if n_passed else 0.0), (min(high, 1.0) if n_passed < n else 1.0)
 
 
-def as_json(found: Sequence[Verdict], *, crashes: Sequence[CrashReport] = ()) -> dict[str, JsonValue]:
-    """The document of `steady eval run --json`."""
+def as_json(
+    found: Sequence[Verdict],
+    *,
+    crashes: Sequence[CrashReport] = (),
+    language: dict[str, JsonValue] | None = None,
+    skipped: Sequence[str] = (),
+) -> dict[str, JsonValue]:
+    """The document of `steady eval run --json`; `language` is what was asked of a model, `skipped` who needed one."""
     document: dict[str, JsonValue] = {
         "scenarios": [msgspec.to_builtins(asdict(verdict)) for verdict in found],
         "families": families(found),
+        "language": language,
+        "skipped": list[JsonValue](skipped),
     }
     if crashes:
         document["crash"] = [msgspec.to_builtins(asdict(report)) for report in crashes]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from evals.book import deeds
 from evals.graders import Gate, first_fault, first_held, grade
+from evals.language import Source, Trial
 from evals.scenario import Family, Scenario
 from evals.scene import Scene
 from evals.stage import set_stage
@@ -20,6 +21,7 @@ from evals.twins import Twin, harm_by_day, longest, play_twin, twin_key
 from evals.view import View
 from evals.world.faults import Fault, FaultKind
 from state.canonical import digest
+from tools.language import Exchange
 
 MINUTES_PER_DAY = 1_440
 
@@ -62,6 +64,8 @@ class RunResult:
     regression)."""
     regret: float = 0.0
     """Harm beyond what the healthy twin had on the same days."""
+    exchanges: tuple[Exchange, ...] = ()
+    """What a language model was asked, and its answers."""
     digest: str = ""
     """Of everything above and of every effect: the same on every run."""
     timeline: tuple[Moment, ...] = ()
@@ -77,6 +81,8 @@ class Job:
     forget_threads: bool = False
     twin: Twin | None = None
     """The healthy twin, where it was played already."""
+    source: Source | None = None
+    """Answers for a scenario that needs a language model."""
 
 
 def worker_pool(n_jobs: int) -> ProcessPoolExecutor:
@@ -109,10 +115,15 @@ def run_job(job: Job) -> RunResult:
 
 
 def run_all(
-    scenarios: Sequence[Scenario], *, seeds: int | None, n_jobs: int, told: Callable[[RunResult], None] = lambda r: None
+    scenarios: Sequence[Scenario],
+    *,
+    seeds: int | None,
+    n_jobs: int,
+    told: Callable[[RunResult], None] = lambda r: None,
+    source: Source | None = None,
 ) -> list[RunResult]:
     """Every scenario with its first `seeds` seeds; results in order of scenario and seed."""
-    jobs = [Job(scenario=s, seed=seed) for s in scenarios for seed in s.seeds[:seeds]]
+    jobs = [Job(scenario=s, seed=seed, source=source) for s in scenarios for seed in s.seeds[:seeds]]
     results: dict[int, RunResult] = {}
     with worker_pool(n_jobs) as pool:
         for index, result in _played(jobs, pool):
@@ -142,7 +153,8 @@ def _try_twin(scenario: Scenario, seed: int) -> Twin | None:
 
 
 def _run(job: Job, folder: Path) -> RunResult:
-    stage = set_stage(job.scenario, seed=job.seed, folder=folder / "run")
+    trial = _trial(job)
+    stage = set_stage(job.scenario, seed=job.seed, folder=folder / "run", language=trial)
     stage.forget_threads = job.forget_threads
     if job.kill_at is not None:
         kind: FaultKind = "crash_before" if job.kill_before else "crash_after"
@@ -151,12 +163,28 @@ def _run(job: Job, folder: Path) -> RunResult:
     twin = job.twin or play_twin(job.scenario, job.seed) if job.scenario.twin else None
     twin = twin.until(job.scenario.days) if twin is not None else None
     view = View.of(stage.scene)
-    result = _result(job, view, grade(stage, view, unmet, twin=twin), unmet, twin)
+    asked = tuple(trial.asked.values()) if trial is not None else ()
+    result = _result(job, view, grade(stage, view, unmet, twin=twin), unmet, twin, asked=asked)
     stage.scene.crew.db.close()
     return result
 
 
-def _result(job: Job, view: View, gates: list[Gate], unmet: Sequence[Sequence[str]], twin: Twin | None) -> RunResult:
+def _trial(job: Job) -> Trial | None:
+    """Scenarios that need no language model have none in any mode, so that they end the same in all."""
+    if job.source is None or job.scenario.needs is None:
+        return None
+    return Trial(source=job.source, scenario=job.scenario.id, seed=job.seed)
+
+
+def _result(
+    job: Job,
+    view: View,
+    gates: list[Gate],
+    unmet: Sequence[Sequence[str]],
+    twin: Twin | None,
+    *,
+    asked: tuple[Exchange, ...],
+) -> RunResult:
     scene = view.scene
     done = deeds(scene.world)
     fault, held = first_fault(scene), first_held(unmet)
@@ -183,6 +211,7 @@ def _result(job: Job, view: View, gates: list[Gate], unmet: Sequence[Sequence[st
         escalated=bool(view.questions) or any(row.resolution == "escalated" for row in view.incidents),
         harm=harm,
         regret=round(harm - twin.harm_since(fault), 6) if twin is not None else harm,
+        exchanges=asked,
         timeline=tuple(_timeline(scene, view)),
     )
     effects = [[e.method, e.model, e.at, e.args] for e in scene.world.effects]

@@ -150,6 +150,8 @@ class Scenario(Part):
     title: str
     family: Family
     difficulty: Literal["easy", "medium", "hard"]
+    needs: Literal["language_model"] | None = None
+    """Goals in free words: played where a language model or a cassette of its answers is at hand, else skipped."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [1, 2, 3, 4, 5]
     start: date = date(2026, 3, 2)
     days: Annotated[int, Field(ge=1, le=1_000)]

@@ -12,6 +12,7 @@ from evals.world.world import World, midnight
 from orchestrator.crew import Crew
 from policies.engine import SHIPPED
 from state.clock import ReplayClock
+from tools.language import LanguageModel
 
 POLICY_COPY = "policies"
 
@@ -36,6 +37,8 @@ class Scene:
     clock: SteppedClock
     crew: Crew
     said: list[str] = field(default_factory=list)
+    language: LanguageModel | None = None
+    """What reads goals in free words; None: the rules alone."""
     second_worker: bool = False
     """Another control plane ticks on the same state today."""
     began: dict[str, int] = field(default_factory=dict)

@@ -37,6 +37,7 @@ from state.ids import Uuid7Source
 from state.keys import load_or_create
 from state.spec import ModelSpec
 from state.store import Database
+from tools.language import LanguageModel
 
 MAX_TICKS = 400
 """Ticks in which one day has to become quiet."""
@@ -119,7 +120,9 @@ class Stage:
             return True
 
 
-def set_stage(scenario: Scenario, *, seed: int, folder: Path, twin: bool = False) -> Stage:
+def set_stage(
+    scenario: Scenario, *, seed: int, folder: Path, twin: bool = False, language: LanguageModel | None = None
+) -> Stage:
     """The scenario before its first day; `twin` leaves out every fault of its timeline."""
     world = World(folder / "world", seed=seed, start=scenario.start)
     for model in scenario.models:
@@ -128,7 +131,9 @@ def set_stage(scenario: Scenario, *, seed: int, folder: Path, twin: bool = False
     clock = SteppedClock(world.clock)
     said: list[str] = []
     crew = make_crew(folder, world, clock, said)
-    scene = Scene(folder=folder, scenario=scenario, seed=seed, world=world, clock=clock, crew=crew, said=said)
+    scene = Scene(
+        folder=folder, scenario=scenario, seed=seed, world=world, clock=clock, crew=crew, said=said, language=language
+    )
     timeline = [entry for entry in scenario.timeline if entry.harmless or not twin]
     return Stage(scene=scene, happenings=Happenings(timeline), graph=build_graph(InMemorySaver()))
 
