@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from state.clock import Clock
 from state.ids import Uuid7Source
 from state.keys import Signer
 from state.spec import ModelSpec
-from tools.language import LanguageModel
+from tools.language import Completion, LanguageModel, Prompt
 from tools.mesh.envoy import EnvoyMesh
 from tools.ports import Platform, Registry
 from tools.processes import start_ticks
@@ -62,11 +63,19 @@ def registry(workspace: Workspace) -> Registry:
 def language_model(workspace: Workspace) -> LanguageModel | None:
     """The model that the settings name; None where they name none."""
     name = workspace.settings.language_model
-    if name is None:
-        return None
-    from tools.chat_models import open_chat_model
+    return _OpenedWhenAsked(name=name) if name is not None else None
 
-    return open_chat_model(name)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenedWhenAsked:
+    """Most goals are read by the rules: they need no provider's package, and wait for none."""
+
+    name: str
+
+    def complete(self, prompt: Prompt) -> Completion:
+        from tools.chat_models import open_chat_model
+
+        return open_chat_model(self.name).complete(prompt)
 
 
 def this_process() -> str:

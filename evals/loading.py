@@ -122,7 +122,11 @@ def _problems(document: Document[Scenario]) -> Iterator[Problem]:
 
 def _timeline_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterator[Problem]:
     tables = {table for model in scenario.models for table in model.tables}
-    if scenario.needs is not None and scenario.twin and any(isinstance(e, Wish) and e.harmless for e in scenario.timeline):
+    if (
+        scenario.needs is not None
+        and scenario.twin
+        and any(isinstance(e, Wish) and e.harmless for e in scenario.timeline)
+    ):
         yield ("twin",), "twin: a twin asks no language model, so it cannot keep a harmless goal; write `twin: false`"
     for index, entry in enumerate(scenario.timeline):
         at, where = ("timeline", index), f"timeline[{index}]"

@@ -23,7 +23,7 @@ class ChatModel:
         messages = [SystemMessage(prompt.instructions), HumanMessage(prompt.material)]
         try:
             answer = self.chat.invoke(messages)
-        except Exception as exc:  # noqa: BLE001  # every provider has errors of its own
+        except Exception as exc:  # every provider has errors of its own
             # The class alone: a provider's message may repeat the request with its key.
             raise ToolUnavailable(f"language model {self.name}: {type(exc).__name__}") from exc
         usage = answer.usage_metadata
@@ -52,7 +52,7 @@ def open_chat_model(name: str) -> ChatModel:
             f"language model {name!r} needs the package {exc.name or 'of its provider'!r}, which is not installed",
             remedy=f'Install "steadyhand[llm]" and the LangChain package of {provider}',
         ) from exc
-    except Exception as exc:  # noqa: BLE001  # every provider has errors of its own
+    except Exception as exc:  # every provider has errors of its own
         raise InputError(
             f"language model {name!r} cannot be opened: {type(exc).__name__}",
             remedy=f"See LangChain's page of {provider} for its names of models and of the variable with its key",

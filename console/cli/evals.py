@@ -88,10 +88,19 @@ def run(
     mlflow: Annotated[
         str | None, typer.Option(help="Log one MLflow run a scenario: a tracking URI, or a folder for an own store.")
     ] = None,
+    mode: Annotated[
+        str, typer.Option(help="rules: no language model; cassette: recorded answers; live: a provider's model.")
+    ] = "rules",
+    cassette: Annotated[Path | None, typer.Option(help="Recorded answers, for --mode cassette.")] = None,
+    model: Annotated[str | None, typer.Option(help="PROVIDER:NAME, for --mode live.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the answers of --mode live here.")] = None,
+    price_in: Annotated[float | None, typer.Option(min=0, help="US dollars per million tokens in.")] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="US dollars per million tokens out.")] = None,
     json: Json = False,
 ) -> None:
     """Run scenarios with their healthy twins and grade them; exit code 1 where any fails."""
     from evals.crash import check_crashes
+    from evals.language import Prices, usage, write_cassette
     from evals.loading import SCENARIOS, load_all
     from evals.report import as_json, verdicts, write_page
     from evals.run import run_all
@@ -100,7 +109,19 @@ def run(
     scenarios = [s for _, s in load_all(files or [SCENARIOS]) if family in (None, s.family)]
     if not scenarios:
         raise InputError(f"no scenario of family {family!r}", remedy="Leave --family out to see what there is")
-    results = run_all(scenarios, seeds=1 if crash else seeds, n_jobs=jobs, told=_tell)
+    if crash and mode != "rules":
+        raise InputError("--crash plays by the rules alone", remedy="Leave --mode out")
+    source = _source(mode, cassette=cassette, model=model, record=record, prices=(price_in, price_out))
+    skipped = [s.id for s in scenarios if s.needs is not None and source is None]
+    if skipped:
+        err.print(f"skipped {', '.join(skipped)}: --mode cassette or live plays goals in free words", soft_wrap=True)
+    scenarios = [s for s in scenarios if s.id not in skipped]
+    if not scenarios:
+        raise InputError("every scenario needs a language model", remedy="Use --mode cassette or --mode live")
+    results = run_all(scenarios, seeds=1 if crash else seeds, n_jobs=jobs, told=_tell, source=source)
+    if record is not None:
+        err.print(f"wrote {write_cassette(record, results)} answers to {record}", markup=False, soft_wrap=True)
+    asked = usage(mode, results, Prices(input_usd=price_in, output_usd=price_out)) if source is not None else None
     results, crashes = check_crashes(scenarios, results, n_jobs=jobs) if crash else (results, [])
     found = verdicts(results)
     if html is not None:
@@ -110,9 +131,11 @@ def run(
 
         track(found, mlflow)
     if json:
-        print_json(as_json(found, crashes=crashes))
+        print_json(as_json(found, crashes=crashes, language=asked, skipped=skipped))
     else:
         _print(found)
+        if asked is not None:
+            _print_usage(asked)
     if not all(verdict.passed for verdict in found):
         raise typer.Exit(1)
 
@@ -174,6 +197,55 @@ def _check_family(name: str | None) -> None:
 
     if name is not None and name not in get_args(Family):
         raise InputError(f"--family {name!r} is not known", remedy=f"Use one of {', '.join(get_args(Family))}")
+
+
+def _source(
+    mode: str,
+    *,
+    cassette: Path | None,
+    model: str | None,
+    record: Path | None,
+    prices: tuple[float | None, float | None],
+) -> Any:
+    """Where answers come from in this mode; None by the rules. Options of another mode are refused, never dropped."""
+    from evals.language import Cassette, LiveModel
+    from tools.chat_models import open_chat_model
+
+    given = {
+        "--cassette": cassette,
+        "--model": model,
+        "--record": record,
+        "--price-in": prices[0],
+        "--price-out": prices[1],
+    }
+    fitting = {"rules": (), "cassette": ("--cassette",), "live": ("--model", "--record", "--price-in", "--price-out")}
+    if mode not in fitting:
+        raise InputError(f"--mode {mode!r} is not known", remedy=f"Use one of {', '.join(fitting)}")
+    for name, value in given.items():
+        if value is not None and name not in fitting[mode]:
+            raise InputError(f"{name} means nothing with --mode {mode}", remedy="Leave it out, or change the mode")
+    if mode == "rules":
+        return None
+    if mode == "cassette":
+        if cassette is None:
+            raise InputError("--mode cassette names no recording", remedy="Add --cassette FILE")
+        return Cassette.read(cassette)
+    if model is None:
+        raise InputError("--mode live names no model", remedy="Add --model PROVIDER:NAME")
+    if record is not None and record.exists():
+        raise InputError(f"{record} exists already", remedy="Name another file")
+    open_chat_model(model)  # what is missing is said before anything is played
+    return LiveModel(name=model)
+
+
+def _print_usage(asked: dict[str, Any]) -> None:
+    told = {name: "unknown" if asked[name] is None else asked[name] for name in ("input_tokens", "output_tokens")}
+    cost = "unknown" if asked["cost_usd"] is None else f"{asked['cost_usd']:.4f} US dollars"
+    out.print(
+        f"language model {', '.join(asked['models']) or 'not asked'}: {asked['requests']} requests, "
+        f"{told['input_tokens']} tokens in, {told['output_tokens']} out, cost {cost}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _tell(result: Any) -> None:

@@ -67,3 +67,51 @@ def test_an_incident_becomes_a_scenario_or_says_why_not(steady: Steady, home: Pa
     assert (unknown.code, vague.code) == (2, 2)
     assert "incident 'nobody' does not exist" in unknown.err
     assert "cannot be expressed" in vague.err
+
+
+WORDY = TINY.replace("id: tiny", "id: wordy\nneeds: language_model").replace("WANTED", "0").replace(
+    "truth:", "timeline: [{day: 0, inject: goal, text: 'say how churn is doing'}]\ntruth:"
+)  # fmt: skip
+
+
+def test_rules_mode_skips_a_goal_in_free_words_and_says_so(steady: Steady) -> None:
+    Path("tiny.yaml").write_text(TINY.replace("WANTED", "0"))
+    Path("wordy.yaml").write_text(WORDY)
+
+    run = steady("eval", "run", "tiny.yaml", "wordy.yaml", "--jobs", "1", "--json")
+
+    assert run.code == 0, run.err
+    assert "skipped wordy" in run.err
+    document = json.loads(run.out)
+    assert document["skipped"] == ["wordy"]
+    assert document["language"] is None
+    assert [scenario["id"] for scenario in document["scenarios"]] == ["tiny"]
+    assert steady("eval", "run", "tiny.yaml", "wordy.yaml", "--jobs", "1", "--json").out == run.out
+
+
+def test_a_cassette_without_the_answer_is_an_error_that_names_scenario_and_remedy(steady: Steady) -> None:
+    Path("wordy.yaml").write_text(WORDY)
+    Path("empty.json").write_text('{"format": 1, "answers": {}}')
+
+    run = steady("eval", "run", "wordy.yaml", "--jobs", "1", "--mode", "cassette", "--cassette", "empty.json", "--json")
+
+    assert run.code == 1
+    error = json.loads(run.out)["scenarios"][0]["error"]
+    assert "scenario wordy, seed 1" in error
+    assert "--mode live --record FILE" in error
+
+
+def test_a_mode_without_what_it_needs_is_refused(steady: Steady) -> None:
+    Path("tiny.yaml").write_text(TINY.replace("WANTED", "0"))
+    for options, said in (
+        (("--mode", "magic"), "'magic' is not known"),
+        (("--mode", "cassette"), "Add --cassette FILE"),
+        (("--mode", "live"), "Add --model PROVIDER:NAME"),
+        (("--mode", "live", "--model", "gpt"), "names no provider"),
+        (("--cassette", "a.json"), "--cassette means nothing with --mode rules"),
+        (("--mode", "cassette", "--cassette", "none.json"), "none.json cannot be read"),
+        (("--mode", "live", "--model", "nobody:none"), "nobody:none"),
+    ):
+        run = steady("eval", "run", "tiny.yaml", *options)
+        assert run.code == 2, options
+        assert said in run.err

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from mlflow import MlflowClient
 
 from console import services
 from console.cli.main import main
 from console.settings import Settings
 from console.workspace import Workspace, open_workspace
-from state import store
+from state import log, store
+from state.decisions import Commanded
 from state.errors import InputError
 from state.rows import ActionRow, DetectorRow, GoalRow, ModelRow, RolloutRow, Row
 from tests.tools.control_rows import START, spec_of
+from tools.chat_models import ChatModel
 from tools.tracking import embedded_uri, mlflow_errors
 
 
@@ -121,6 +125,34 @@ def test_a_rollback_to_a_version_that_never_served_is_refused_with_those_that_di
 
     row = services.submit_goal(workspace, '{"intent": "rollback", "model": "parcels", "version": "1"}')
     assert row.goal["version"] == "1"
+
+
+def test_words_are_read_by_the_language_model_that_the_settings_name_and_the_record_says_so(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = '{"goal": {"intent": "investigate", "model": "parcels"}}'
+    model = ChatModel(chat=GenericFakeChatModel(messages=iter([answer, answer])), name="scripted:one")
+    monkeypatch.setattr(services, "language_model", lambda workspace: model)
+
+    row = services.submit_goal(workspace, "what on earth is the matter with parcels?")
+
+    with workspace.db.snapshot() as conn:
+        asked = [e.decision for e in log.read(conn) if isinstance(e.decision, Commanded)][-1]
+    assert (row.goal["intent"], row.text) == ("investigate", "what on earth is the matter with parcels?")
+    (kept,) = asked.details["read_by"]  # type: ignore[misc]  # JSON
+    assert isinstance(kept, dict)
+    assert (kept["language_model"], kept["answer"], kept["input_tokens"]) == ("scripted:one", answer, None)
+
+
+def test_a_language_model_that_cannot_be_opened_is_named_and_stands_in_the_way_of_no_sentence(
+    workspace: Workspace,
+) -> None:
+    settings = workspace.settings.model_copy(update={"language_model": "nobody:none"})
+    named = replace(workspace, settings=settings)
+    assert services.submit_goal(named, "investigate parcels").goal["intent"] == "investigate"
+
+    with pytest.raises(InputError, match="'nobody:none'"):
+        services.submit_goal(named, "what on earth is the matter with parcels?")
 
 
 def test_previous_is_what_traffic_would_return_to(workspace: Workspace) -> None:

@@ -55,7 +55,9 @@ def test_what_the_rules_can_read_is_never_asked_of_a_language_model(text: str) -
     assert read_words(text, models=["churn"], language=NeverAsked()).record() == []
 
 
-@pytest.mark.parametrize("text", ['{"intent": "sing"}', "keep churn's happiness above 0.9", "", "x" * (MAX_CHARACTERS + 1)])
+@pytest.mark.parametrize(
+    "text", ['{"intent": "sing"}', "keep churn's happiness above 0.9", "", "x" * (MAX_CHARACTERS + 1)]
+)
 def test_what_the_rules_find_wrong_is_never_asked_of_a_language_model(text: str) -> None:
     with pytest.raises(InputError):
         read_words(text, models=["churn"], language=NeverAsked())
