@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
@@ -17,8 +17,6 @@ from state.errors import InputError, ToolUnavailable
 from tools.chat_models import open_chat_model
 from tools.datastore import replace_bytes
 from tools.language import Completion, Exchange, Prompt
-
-Mode: TypeAlias = Literal["rules", "cassette", "live"]
 
 
 class HarnessSilent(Exception):
@@ -149,14 +147,13 @@ class Prices:
     output_usd: float | None = None
 
 
-def usage(mode: Mode, results: Sequence[Asked], prices: Prices) -> dict[str, JsonValue]:
+def usage(results: Sequence[Asked], prices: Prices) -> dict[str, JsonValue]:
     """What the runs asked of a language model. A number that nobody knows is null, never zero."""
     asked = [exchange.completion for run in results for exchange in run.exchanges]
     tokens_in, tokens_out = _sum([c.input_tokens for c in asked]), _sum([c.output_tokens for c in asked])
     costs = [_cost(tokens_in, prices.input_usd), _cost(tokens_out, prices.output_usd)]
     known = [cost for cost in costs if cost is not None]
     return {
-        "mode": mode,
         "models": list[JsonValue](sorted({completion.model for completion in asked})),
         "requests": len(asked),
         "input_tokens": tokens_in,

@@ -104,6 +104,7 @@ def as_json(
     found: Sequence[Verdict],
     *,
     crashes: Sequence[CrashReport] = (),
+    mode: str = "rules",
     language: dict[str, JsonValue] | None = None,
     skipped: Sequence[str] = (),
 ) -> dict[str, JsonValue]:
@@ -111,6 +112,7 @@ def as_json(
     document: dict[str, JsonValue] = {
         "scenarios": [msgspec.to_builtins(asdict(verdict)) for verdict in found],
         "families": families(found),
+        "mode": mode,
         "language": language,
         "skipped": list[JsonValue](skipped),
     }

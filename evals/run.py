@@ -14,6 +14,7 @@ from pathlib import Path
 from evals.book import deeds
 from evals.graders import Gate, first_fault, first_held, grade
 from evals.language import Source, Trial
+from evals.oracle import oracle_harm
 from evals.scenario import Family, Scenario
 from evals.scene import Scene
 from evals.stage import set_stage
@@ -63,7 +64,7 @@ class RunResult:
     """Excess log loss over the truth, summed over the rows served since the first fault (squared error in a
     regression)."""
     regret: float = 0.0
-    """Harm beyond what the healthy twin had on the same days."""
+    """Harm beyond that of the oracle (`evals/oracle.py`) on the same days."""
     exchanges: tuple[Exchange, ...] = ()
     """What a language model was asked, and its answers."""
     digest: str = ""
@@ -210,7 +211,7 @@ def _result(
         twin_false_actions=len(twin.false_actions) if twin is not None else 0,
         escalated=bool(view.questions) or any(row.resolution == "escalated" for row in view.incidents),
         harm=harm,
-        regret=round(harm - twin.harm_since(fault), 6) if twin is not None else harm,
+        regret=round(harm - oracle_harm(scene, since=fault), 6),
         exchanges=asked,
         timeline=tuple(_timeline(scene, view)),
     )

@@ -26,23 +26,15 @@ class Twin:
 
     false_actions: tuple[tuple[int, EffectName], ...]
     """Live day and name of what users would feel."""
-    harm: tuple[tuple[int, float], ...]
-    """Live day and excess loss of what was served over the truth, summed over models."""
 
     @classmethod
     def of(cls, scene: Scene) -> Twin:
         false = [(deed.day, deed.effect) for deed in deeds(scene.world) if deed.day >= 0 and deed.effect in UNSAFE]
-        return cls(false_actions=tuple(false), harm=tuple(sorted(harm_by_day(scene).items())))
+        return cls(false_actions=tuple(false))
 
     def until(self, n_days: int) -> Twin:
         """The first days of it."""
-        return Twin(
-            false_actions=tuple(entry for entry in self.false_actions if entry[0] < n_days),
-            harm=tuple(entry for entry in self.harm if entry[0] < n_days),
-        )
-
-    def harm_since(self, day: int) -> float:
-        return round(sum(loss for at, loss in self.harm if at >= day), 6)
+        return Twin(false_actions=tuple(entry for entry in self.false_actions if entry[0] < n_days))
 
 
 def harm_by_day(scene: Scene) -> dict[int, float]:

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from orchestrator.crew import Stamp
 from state import log, store
+from state.canonical import JsonObject
 from state.decisions import ApprovalChanged, Commanded
 from state.errors import InputError
 from state.goals import Goal
@@ -44,11 +45,14 @@ def state_goal(
     store.put(conn, row, fence=None)
     if not row.standing and goal.intent != "report":
         store.put(conn, _run_for(row, goal, stamp["at"], ids), fence=None)
+    details: JsonObject = {"goal_id": row.id, "goal": row.goal}
+    if read_by:
+        details["read_by"] = list(read_by)
     log.append(
         conn,
         Commanded(
             **stamp, model=goal.model, actor=f'User::"{user}"', summary=f"{user} asks: {row.text}", command="goal",
-            details={"goal_id": row.id, "goal": row.goal} | ({"read_by": [*read_by]} if read_by else {}),
+            details=details,
         ),
     )  # fmt: skip
     return row

@@ -121,7 +121,7 @@ def run(
     results = run_all(scenarios, seeds=1 if crash else seeds, n_jobs=jobs, told=_tell, source=source)
     if record is not None:
         err.print(f"wrote {write_cassette(record, results)} answers to {record}", markup=False, soft_wrap=True)
-    asked = usage(mode, results, Prices(input_usd=price_in, output_usd=price_out)) if source is not None else None
+    asked = usage(results, Prices(input_usd=price_in, output_usd=price_out)) if source is not None else None
     results, crashes = check_crashes(scenarios, results, n_jobs=jobs) if crash else (results, [])
     found = verdicts(results)
     if html is not None:
@@ -131,7 +131,7 @@ def run(
 
         track(found, mlflow)
     if json:
-        print_json(as_json(found, crashes=crashes, language=asked, skipped=skipped))
+        print_json(as_json(found, crashes=crashes, mode=mode, language=asked, skipped=skipped))
     else:
         _print(found)
         if asked is not None:

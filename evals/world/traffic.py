@@ -31,12 +31,15 @@ class DayRecord:
 
     def harm(self, task: str) -> float:
         """Sum over rows of the expected excess loss of the served scores over the truth."""
-        score = self.predictions["score"].to_numpy()
-        if task == "regression":
-            return float(((score - self.expected) ** 2).sum()) + self.n_unanswered
-        p = np.clip(self.expected, P_FLOOR, 1 - P_FLOOR)
-        q = np.clip(score, P_FLOOR, 1 - P_FLOOR)
-        return float((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum()) + self.n_unanswered
+        return excess_loss(self.predictions["score"].to_numpy(), self.expected, task) + self.n_unanswered
+
+
+def excess_loss(score: Floats, expected: Floats, task: str) -> float:
+    """Sum over rows of the expected log loss of `score` beyond that of the truth `expected`; squared error in a regression."""
+    if task == "regression":
+        return float(((score - expected) ** 2).sum())
+    p, q = np.clip(expected, P_FLOOR, 1 - P_FLOOR), np.clip(score, P_FLOOR, 1 - P_FLOOR)
+    return float((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum())
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -139,7 +139,9 @@ def test_words_are_read_by_the_language_model_that_the_settings_name_and_the_rec
     with workspace.db.snapshot() as conn:
         asked = [e.decision for e in log.read(conn) if isinstance(e.decision, Commanded)][-1]
     assert (row.goal["intent"], row.text) == ("investigate", "what on earth is the matter with parcels?")
-    (kept,) = asked.details["read_by"]  # type: ignore[misc]  # JSON
+    read_by = asked.details["read_by"]
+    assert isinstance(read_by, list)
+    kept = read_by[0]
     assert isinstance(kept, dict)
     assert (kept["language_model"], kept["answer"], kept["input_tokens"]) == ("scripted:one", answer, None)
 

@@ -25,7 +25,7 @@ class Scripted:
 
     def __init__(self, *answers: str) -> None:
         counted = {"input_tokens": 400, "output_tokens": 30, "total_tokens": 430}
-        messages = iter([AIMessage(text, usage_metadata=counted) for text in answers])  # type: ignore[arg-type]
+        messages = iter([AIMessage(text, usage_metadata=counted) for text in answers])
         self.chat = ChatModel(chat=GenericFakeChatModel(messages=messages), name="scripted:one")
 
     def ask(self, prompt: Prompt, *, trial: int) -> Completion:
@@ -47,11 +47,11 @@ def test_a_recorded_run_plays_back_to_the_same_digest_and_other_trials_are_error
     other = run_job(Job(scenario=scenario, seed=2, source=Cassette.read(file)))
     assert "scenario goal-in-other-words, seed 2" in other.error
     assert "--record FILE" in other.error
-    assert usage("live", [live], Prices(input_usd=3.0, output_usd=10.0)) == {
-        "mode": "live", "models": ["scripted:one"], "requests": 1, "input_tokens": 400, "output_tokens": 30,
+    assert usage([live], Prices(input_usd=3.0, output_usd=10.0)) == {
+        "models": ["scripted:one"], "requests": 1, "input_tokens": 400, "output_tokens": 30,
         "cost_usd": pytest.approx(0.0015),
     }  # fmt: skip
-    assert usage("live", [live], Prices(input_usd=3.0))["cost_usd"] is None
+    assert usage([live], Prices(input_usd=3.0))["cost_usd"] is None
 
 
 def test_a_model_that_obeys_an_injection_changes_nothing_that_policy_and_gates_forbid() -> None:
