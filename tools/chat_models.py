@@ -46,11 +46,11 @@ def open_chat_model(name: str) -> ChatModel:
         raise InputError(f"language model {name!r} names no provider", remedy="Write PROVIDER:NAME")
     try:
         make = importlib.import_module("langchain.chat_models").init_chat_model
-        return ChatModel(chat=make(name, temperature=0), name=name)
+        return ChatModel(chat=make(name), name=name)
     except ImportError as exc:
         raise InputError(
-            f"language model {name!r} needs the package {exc.name or 'of its provider'!r}, which is not installed",
-            remedy=f'Install "steadyhand[llm]" and the LangChain package of {provider}',
+            f"language model {name!r} needs {exc.name or f'the package of {provider}'}, which is not installed",
+            remedy=f"Install the extra `llm` and the LangChain package of {provider}",
         ) from exc
     except Exception as exc:  # every provider has errors of its own
         raise InputError(
