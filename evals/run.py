@@ -20,7 +20,6 @@ from evals.scene import Scene
 from evals.stage import set_stage
 from evals.twins import Twin, harm_by_day, longest, play_twin, twin_key
 from evals.view import View
-from evals.world.faults import Fault, FaultKind
 from state.canonical import digest
 from tools.language import Exchange
 
@@ -76,10 +75,6 @@ class RunResult:
 class Job:
     scenario: Scenario
     seed: int
-    kill_at: int | None = None
-    """Kill the control plane around the nth effect, counted from 1."""
-    kill_before: bool = True
-    forget_threads: bool = False
     twin: Twin | None = None
     """The healthy twin, where it was played already."""
     source: Source | None = None
@@ -156,10 +151,6 @@ def _try_twin(scenario: Scenario, seed: int) -> Twin | None:
 def _run(job: Job, folder: Path) -> RunResult:
     trial = _trial(job)
     stage = set_stage(job.scenario, seed=job.seed, folder=folder / "run", language=trial)
-    stage.forget_threads = job.forget_threads
-    if job.kill_at is not None:
-        kind: FaultKind = "crash_before" if job.kill_before else "crash_after"
-        stage.scene.world.faults.add(Fault(method="*", kind=kind, nth=job.kill_at, effects_only=True))
     unmet = [View.of(stage.scene).unmet(job.scenario.wanted) for _ in stage.play()]
     twin = job.twin or play_twin(job.scenario, job.seed) if job.scenario.twin else None
     twin = twin.until(job.scenario.days) if twin is not None else None

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from evals import crash
-from evals.crash import Crash, CrashReport, Ending, crash_scenario, differences, play
+from evals.crash import Crash, CrashReport, Ending, Played, crash_scenario, differences, play
 from evals.report import as_json, verdicts
 from evals.run import RunResult
 from evals.scenario import Scenario
 from evals.stage import Stage
 from evals.world.faults import Fault, Faults, Killed, port_call
 from evals.world.world import World
-from tests.evals.test_run import QUICK
+from tests.evals.test_run import QUICK, scenario
 
 TINY = Scenario.model_validate({
     "id": "tiny", "title": "tiny", "family": "adversarial", "difficulty": "easy", "days": 1,
@@ -28,6 +28,11 @@ def result(**changes: object) -> RunResult:
     return RunResult(**{**known, **changes})  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def calm() -> Played:
+    return play(scenario(), 1, Crash(kind="none"))
+
+
 def test_every_effect_is_killed_before_and_after_and_a_sound_crew_ends_the_same() -> None:
     with ThreadPoolExecutor(1) as pool:
         report = crash_scenario(TINY, 1, pool)
@@ -35,6 +40,18 @@ def test_every_effect_is_killed_before_and_after_and_a_sound_crew_ends_the_same(
     assert report.n_effects >= 1
     assert report.n_runs == 2 * report.n_effects + 1
     assert report.problems == ()
+
+
+@pytest.mark.parametrize("harm", [
+    pytest.param(Crash(kind="before", nth=4), id="before-an-effect-of-the-first-champion"),
+    pytest.param(Crash(kind="after", nth=4), id="after-it"),
+    pytest.param(Crash(kind="forget"), id="rows-of-the-graph-lost-between-any-two-ticks"),
+])  # fmt: skip
+def test_days_after_a_kill_end_as_days_without_one(calm: Played, harm: Crash) -> None:
+    crashed = play(scenario(), 1, harm)
+
+    assert crashed.error == ""
+    assert differences(calm.ending, crashed.ending) == []
 
 
 def test_what_a_kill_changes_of_the_end_is_named_with_the_effect_and_the_moment(

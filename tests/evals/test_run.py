@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,6 @@ def test_a_quiet_world_passes_and_gives_the_same_digest_again() -> None:
     assert run_job(Job(scenario=scenario(), seed=2)).digest != first.digest
 
 
-def test_rows_of_the_graph_may_be_lost_between_any_two_ticks() -> None:
-    kept = run_job(Job(scenario=scenario(), seed=1))
-
-    assert run_job(Job(scenario=scenario(), seed=1, forget_threads=True)) == kept
-
-
 def test_a_wanted_state_that_is_not_reached_fails_with_what_is_there() -> None:
     wanted = [{"state": "champion", "version": "newer"}]
 
@@ -74,16 +67,6 @@ def test_a_unit_fault_is_quarantined_and_its_twin_stays_untouched() -> None:
     assert result.passed, (result.error, result.why)
     assert result.ttd_min == 1440
     assert result.twin_false_actions == 0
-
-
-def test_a_kill_around_an_effect_changes_nothing_of_the_end() -> None:
-    job = Job(scenario=scenario(), seed=1)
-    calm = run_job(job)
-
-    for kill_before in (True, False):
-        killed = run_job(replace(job, kill_at=4, kill_before=kill_before))
-        assert killed.passed, killed.why
-        assert killed.gates == calm.gates
 
 
 def test_an_error_of_the_harness_is_told_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
