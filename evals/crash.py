@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -97,32 +97,43 @@ class _Listener(Fault):
 
 
 def check_crashes(
-    scenarios: Sequence[Scenario], results: Sequence[RunResult], *, n_jobs: int
+    scenarios: Sequence[Scenario], results: Sequence[RunResult], *, n_jobs: int, told: Callable[[str], None]
 ) -> tuple[list[RunResult], list[CrashReport]]:
     """The results with the gate `crash`, and what each scenario was put through, with the seed of its first result.
 
-    A run that the harness could not play is left as it is; a scenario without any effect is not crashed.
+    A run that the harness could not play is left as it is; a scenario without any effect is not crashed. `told` takes a
+    line of progress for every run that ended.
     """
     first = {result.id: result for result in reversed(results) if not result.error}
     reports: list[CrashReport] = []
     with worker_pool(n_jobs) as pool:
         for scenario in scenarios:
             if scenario.id in first:
-                reports.append(crash_scenario(scenario, first[scenario.id].seed, pool))
+                reports.append(crash_scenario(scenario, first[scenario.id].seed, pool, told))
     return [_graded(result, reports) for result in results], reports
 
 
-def crash_scenario(scenario: Scenario, seed: int, pool: Executor) -> CrashReport:
+def crash_scenario(scenario: Scenario, seed: int, pool: Executor, told: Callable[[str], None]) -> CrashReport:
     """Play the scenario once in peace and once for each crash; say which ended otherwise."""
     calm = pool.submit(play, scenario, seed, Crash(kind="none")).result()
     crashes = list(_crashes(calm))
-    ended = list(pool.map(play, [scenario] * len(crashes), [seed] * len(crashes), crashes))
-    problems = [(calm.error and f"in peace: {calm.error}")] + [
-        f"{crash}: {why}" for crash, run in zip(crashes, ended, strict=True) if (why := _why(calm, run))
-    ]
-    told = tuple(problem for problem in problems if problem)
-    n_effects = len(calm.methods)
-    return CrashReport(id=scenario.id, seed=seed, n_effects=n_effects, n_runs=len(crashes), problems=told)
+    told(f"{scenario.id}: {len(calm.methods)} effects in peace, {len(crashes)} runs with a crash follow")
+    playing = {pool.submit(play, scenario, seed, crash): nth for nth, crash in enumerate(crashes)}
+    why: dict[int, str] = {}
+    for n_ended, done in enumerate(as_completed(playing), start=1):
+        nth = playing[done]
+        why[nth] = _why(calm, done.result())
+        ended = f"otherwise: {why[nth]}" if why[nth] else "the same"
+        told(f"{scenario.id}: crash {n_ended} of {len(crashes)}, {crashes[nth]}, ended {ended}")
+    problems = [calm.error and f"in peace: {calm.error}"]
+    problems += [why[nth] and f"{crash}: {why[nth]}" for nth, crash in enumerate(crashes)]
+    return CrashReport(
+        id=scenario.id,
+        seed=seed,
+        n_effects=len(calm.methods),
+        n_runs=len(crashes),
+        problems=tuple(problem for problem in problems if problem),
+    )
 
 
 def play(scenario: Scenario, seed: int, crash: Crash) -> Played:

@@ -34,12 +34,19 @@ def calm() -> Played:
 
 
 def test_every_effect_is_killed_before_and_after_and_a_sound_crew_ends_the_same() -> None:
+    said: list[str] = []
     with ThreadPoolExecutor(1) as pool:
-        report = crash_scenario(TINY, 1, pool)
+        report = crash_scenario(TINY, 1, pool, said.append)
 
     assert report.n_effects >= 1
     assert report.n_runs == 2 * report.n_effects + 1
     assert report.problems == ()
+    assert said[0] == f"tiny: {report.n_effects} effects in peace, {report.n_runs} runs with a crash follow"
+    assert said[1].startswith(f"tiny: crash 1 of {report.n_runs}, killed before effect 1 (")
+    assert said[-1] == (
+        f"tiny: crash {report.n_runs} of {report.n_runs}, with every LangGraph row deleted before every tick, "
+        "ended the same"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("harm", [
@@ -65,7 +72,7 @@ def test_what_a_kill_changes_of_the_end_is_named_with_the_effect_and_the_moment(
     monkeypatch.setattr(Stage, "restart", forgetful)
     monkeypatch.setattr(crash, "_crashes", lambda calm: iter([Crash(kind="after", nth=1, method=calm.methods[0])]))
     with ThreadPoolExecutor(1) as pool:
-        report = crash_scenario(TINY, 1, pool)
+        report = crash_scenario(TINY, 1, pool, lambda line: None)
 
     assert report.problems == (
         "killed after effect 1 (pipelines.submit of churn): "
