@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import multiprocessing
 import tempfile
 import traceback
@@ -83,11 +84,13 @@ class Job:
 
 def worker_pool(n_jobs: int) -> ProcessPoolExecutor:
     """Processes for runs. A forked child would inherit the locks of threads that it lacks: polars then waits for ever."""
-    return ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_spare_garbage)
+    return ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
 
 
-def _spare_garbage() -> None:
-    """Imported modules are no garbage, and looking for cycles every 700 objects cost a run 7 % of its time."""
+def _begin_worker() -> None:
+    # What a crew logs about its simulated platform is no news of the evaluation, and drowned the progress.
+    logging.getLogger("steadyhand").addHandler(logging.NullHandler())
+    # Imported modules are no garbage, and looking for cycles every 700 objects cost a run 7 % of its time.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
@@ -115,16 +118,19 @@ def run_all(
     *,
     seeds: int | None,
     n_jobs: int,
-    told: Callable[[RunResult], None] = lambda r: None,
+    told: Callable[[RunResult, int, int], None] = lambda result, n_ended, n_runs: None,
     source: Source | None = None,
 ) -> list[RunResult]:
-    """Every scenario with its first `seeds` seeds; results in order of scenario and seed."""
+    """Every scenario with its first `seeds` seeds; results in order of scenario and seed.
+
+    `told` takes each result as it comes, with how many have come of how many.
+    """
     jobs = [Job(scenario=s, seed=seed, source=source) for s in scenarios for seed in s.seeds[:seeds]]
     results: dict[int, RunResult] = {}
     with worker_pool(n_jobs) as pool:
         for index, result in _played(jobs, pool):
             results[index] = result
-            told(result)
+            told(result, len(results), len(jobs))
     return [results[index] for index in range(len(jobs))]
 
 

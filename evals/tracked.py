@@ -8,7 +8,8 @@ from dataclasses import asdict
 import msgspec
 
 from evals.report import Verdict
-from tools.eval_tracking import log_result, open_store
+from tools.eval_tracking import log_result
+from tools.tracking import Tracking
 
 _COUNTED = (
     "pass_ratio", "ttd_min", "ttdiag_min", "ttm_min", "actions", "forbidden", "duplicates", "twin_false_actions", "harm",
@@ -16,13 +17,12 @@ _COUNTED = (
 )  # fmt: skip
 
 
-def track(found: Sequence[Verdict], place: str) -> None:
-    """One MLflow run a scenario at `place`, a tracking URI or a folder.
+def track(found: Sequence[Verdict], store: Tracking) -> None:
+    """One MLflow run a scenario in `store`, of `tools.eval_tracking.open_store`.
 
     Raises:
         SteadyhandError: MLflow gives no answer or refuses.
     """
-    store = open_store(place)
     for verdict in found:
         values = {name: getattr(verdict, name) for name in _COUNTED}
         state = "passed" if verdict.passed else "error" if verdict.error else "failed"

@@ -10,6 +10,7 @@ from pathlib import Path
 from mlflow.entities import Metric, RunTag
 from pydantic import JsonValue
 
+from state.errors import InputError
 from tools.tracking import Tracking, mlflow_errors
 
 EXPERIMENT = "steadyhand-eval"
@@ -19,14 +20,19 @@ RESULT = "result.json"
 def open_store(place: str) -> Tracking:
     """The tracking store at a URI, or the embedded one in a folder, which is made where there is none.
 
+    The experiment is there afterwards, so a store that cannot be written is found before anything is worth logging.
+
     Raises:
+        InputError: the folder is a file.
         ToolUnavailable: MLflow gives no answer.
         ToolRejected: the URI or the store is no good.
     """
-    if "://" in place:
-        return Tracking(place)
+    if "://" not in place and not Path(place).is_dir() and Path(place).exists():
+        raise InputError(f"{place} is a file", remedy="Name a folder for the store, or a tracking URI")
     with mlflow_errors(place):
-        return Tracking.embedded(Path(place))
+        store = Tracking(place) if "://" in place else Tracking.embedded(Path(place))
+        store.experiment(EXPERIMENT)
+    return store
 
 
 def log_result(

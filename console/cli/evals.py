@@ -118,18 +118,26 @@ def run(
     scenarios = [s for s in scenarios if s.id not in skipped]
     if not scenarios:
         raise InputError("every scenario needs a language model", remedy="Use --mode cassette or --mode live")
+    # Before the runs: they may take an hour, and a report that cannot be written would lose them.
+    if html is not None:
+        _check_writable(html)
+    store = None
+    if mlflow is not None:
+        from tools.eval_tracking import open_store  # imports MLflow
+
+        store = open_store(mlflow)
     results = run_all(scenarios, seeds=1 if crash else seeds, n_jobs=jobs, told=_tell, source=source)
     if record is not None:
         err.print(f"wrote {write_cassette(record, results)} answers to {record}", markup=False, soft_wrap=True)
     asked = usage(results, Prices(input_usd=price_in, output_usd=price_out)) if source is not None else None
-    results, crashes = check_crashes(scenarios, results, n_jobs=jobs) if crash else (results, [])
+    results, crashes = check_crashes(scenarios, results, n_jobs=jobs, told=_say) if crash else (results, [])
     found = verdicts(results)
     if html is not None:
         write_page(found, html, crashes=crashes)
-    if mlflow is not None:
-        from evals.tracked import track  # imports MLflow
+    if store is not None:
+        from evals.tracked import track
 
-        track(found, mlflow)
+        track(found, store)
     if json:
         print_json(as_json(found, crashes=crashes, mode=mode, language=asked, skipped=skipped))
     else:
@@ -248,11 +256,22 @@ def _print_usage(asked: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def _tell(result: Any) -> None:
+def _check_writable(file: Path) -> None:
+    folder = file.absolute().parent
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise InputError(f"--html {file} cannot be written", remedy="Name a file in a folder that exists")
+
+
+def _tell(result: Any, n_ended: int, n_runs: int) -> None:
     """One line of progress a run, with the first reason where it failed."""
     reason = result.error or next((f"{gate}: {why}" for gate, why in result.why.items()), "")
     state = "passed" if result.passed else "error " if result.error else "failed"
-    err.print(f"{state}  {result.id} seed {result.seed}  {reason}".rstrip(), markup=False, soft_wrap=True)
+    _say(f"{n_ended} of {n_runs}  {state}  {result.id} seed {result.seed}  {reason}".rstrip())
+
+
+def _say(line: str) -> None:
+    """A line on standard error, so that standard output stays one document."""
+    err.print(line, markup=False, soft_wrap=True)
 
 
 def _print(found: Sequence[Any]) -> None:

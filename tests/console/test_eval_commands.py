@@ -38,6 +38,7 @@ def test_a_failed_run_says_so_in_every_form_and_is_worse_than_one_that_passed(st
     run = steady("eval", "run", "tiny.yaml", "--jobs", "1", "--json", "--html", "page.html")
 
     assert run.code == 1
+    assert "1 of 1  failed  tiny seed 1  wanted: incident count=3" in run.err
     document = json.loads(run.out)
     verdict = document["scenarios"][0]
     assert (verdict["id"], verdict["passed"], verdict["pass_ratio"]) == ("tiny", False, 0.0)
@@ -52,6 +53,21 @@ def test_a_failed_run_says_so_in_every_form_and_is_worse_than_one_that_passed(st
     worse = steady("eval", "compare", "before.json", "after.json", "--json")
     assert worse.code == 1
     assert json.loads(worse.out)["changes"] == [{"id": "tiny", "before": "passed", "after": "failed", "worse": True}]
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(steady: Steady) -> None:
+    Path("tiny.yaml").write_text(TINY.replace("WANTED", "0"))
+    for option, place in (
+        ("--html", "no/such/page.html"),
+        ("--html", "."),
+        ("--mlflow", "gopher://x"),
+        ("--mlflow", "tiny.yaml"),
+    ):
+        refused = steady("eval", "run", "tiny.yaml", "--jobs", "1", option, place)
+
+        assert refused.code == 2, (place, refused.err)
+        assert place in refused.err
+        assert "tiny seed 1" not in refused.err
 
 
 def test_an_incident_becomes_a_scenario_or_says_why_not(steady: Steady, home: Path) -> None:

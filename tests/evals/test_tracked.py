@@ -22,9 +22,9 @@ def test_each_scenario_is_a_run_with_metrics_tags_and_its_document(tmp_path: Pat
         result(id="two"),
     ])  # fmt: skip
 
-    track(found, str(tmp_path))
-
     store = open_store(str(tmp_path))
+    track(found, store)
+
     experiment = store.client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     runs = {run.info.run_name: run for run in store.client.search_runs([experiment.experiment_id])}
