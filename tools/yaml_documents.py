@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Generic, Literal, TypeAlias, TypeGuard, TypeVar, Union, get_args, get_origin
@@ -20,6 +21,7 @@ from state.spec import NAME_PATTERN, PREFIX_PATTERN
 T = TypeVar("T", bound=BaseModel)
 Location: TypeAlias = tuple[str | int, ...]
 _MAX_BYTES = 1 << 20
+_MAX_FIELDS = 100_000
 _PATTERN_REMEDIES = {
     NAME_PATTERN: "Use lower-case letters, digits and hyphens, at most 63 of them",
     PREFIX_PATTERN: "Begin with a lower-case letter; then letters, digits and underscores",
@@ -60,7 +62,7 @@ def read_document(path: Path, value_type: type[T], kind: Kind) -> Document[T]:
     """
     content = _read(path, kind)
     node = _compose(path, content, kind)
-    lines = dict(_lines(node))
+    lines = _line_map(path, node)
     found = _construct(path, node)
     if not isinstance(found, Mapping):
         raise InputError(
@@ -132,6 +134,19 @@ def _refuse_repeated_keys(path: Path, node: yaml.Node) -> None:
                 )
             seen[str(key.value)] = key.start_mark.line + 1
             _refuse_repeated_keys(path, value)
+
+
+def _line_map(path: Path, node: yaml.Node) -> dict[Location, int]:
+    """Where every field stands; refuses aliases that make a small file endless or huge."""
+    try:
+        lines = dict(islice(_lines(node), _MAX_FIELDS + 1))
+    except RecursionError as exc:
+        raise InputError(
+            f"{path}: an alias stands inside what it repeats, or lists are nested too deep", remedy="Write it out"
+        ) from exc
+    if len(lines) > _MAX_FIELDS:
+        raise InputError(f"{path} has more than {_MAX_FIELDS} fields, aliases written out", remedy="Write less")
+    return lines
 
 
 def _lines(node: yaml.Node, at: Location = ()) -> Iterator[tuple[Location, int]]:
