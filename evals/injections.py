@@ -17,8 +17,29 @@ VersionRole: TypeAlias = Literal["champion", "candidate", "previous", "first", "
 Moment: TypeAlias = Literal["canary", "ab_test", "bake"]
 
 
+MAGNITUDES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("signal_loss", "skew", "missing", "new_level", "label_flip", "label_lost",
+         "label_missing", "repeated", "late_rows", "extra"),
+        (0.0, 1.0),
+    ),
+    "concept": (-4.0, 4.0),
+    "segment": (-4.0, 4.0),
+    "prior": (-20.0, 20.0),
+    "covariate": (-100.0, 100.0),
+    "unit": (1e-9, 1e9),
+    "volume": (0.0, 100.0),
+    "late_labels": (0.0, 2_000.0),
+    "no_rows": (1.0, 1.0),
+}  # fmt: skip
+"""Least and largest magnitude of a change of the data, in the units of `DataChange.magnitude`."""
+TYPES: dict[str, str] = {"unit": "numeric", "new_level": "categorical"}
+"""Changes of features of one type; no other feature is touched."""
+
+
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: a text "20" or a `true` is no number, as the published schema says too.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Injection(Part):
@@ -70,7 +91,7 @@ class Release(Injection):
     """Rows before this day, which may be negative; none: all that are known."""
     ask: Literal["deploy", "promote"] | None = "deploy"
     by: str = "operator"
-    latency_ratio: Annotated[float, Field(gt=0)] = 1.0
+    latency_ratio: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     error_ratio: Ratio = 0.0
     dead: bool = False
 
@@ -81,7 +102,7 @@ class ServerChange(Injection):
     inject: Literal["server"]
     version: VersionRole
     error_ratio: Ratio = 0.0
-    latency_ratio: Annotated[float, Field(gt=0)] = 1.0
+    latency_ratio: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     score_shift: Factor = 0.0
     dead: bool = False
 

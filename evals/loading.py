@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
+from evals.contradictions import Problem, contradictions
 from evals.injections import (
+    MAGNITUDES,
+    TYPES,
     AnyInjection,
     DataChange,
     Misroute,
@@ -16,7 +21,8 @@ from evals.injections import (
     RouteEdit,
     Wish,
 )
-from evals.scenario import ChampionIs, EffectPattern, IncidentIs, QuarantineIs, Scenario, TrafficIs, Wanted, WorldModel
+from evals.scenario import ChampionIs, IncidentIs, QuarantineIs, Scenario, TrafficIs, Wanted, WorldModel
+from evals.world.faults import CALLS
 from evals.world.platform import example_spec
 from evals.world.truth import LEVELS
 from orchestrator.goals.reading import NotUnderstood, read_goal
@@ -25,6 +31,7 @@ from state.spec import ModelSpec
 from tools.yaml_documents import Document, Kind, read_document
 
 SCENARIOS = Path(__file__).parent / "scenarios"
+_EARLIEST, _LATEST = date(2000, 1, 1), date(2100, 1, 1)
 SCHEMA_FILE = Path(__file__).parent / "scenario.schema.json"
 _KIND = Kind(name="scenario", first_line="id: <name>", written_by="steady eval new FILE")
 QUICK: dict[str, JsonValue] = {
@@ -93,9 +100,6 @@ def schema_text() -> str:
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"
 
 
-Problem = tuple[tuple[str | int, ...], str]
-
-
 def _problems(document: Document[Scenario]) -> Iterator[Problem]:
     scenario = document.value
     for index, seed in enumerate(scenario.seeds):
@@ -105,6 +109,11 @@ def _problems(document: Document[Scenario]) -> Iterator[Problem]:
     for index, model in enumerate(scenario.models):
         if model.name in specs:
             yield ("models", index, "name"), f"models[{index}].name: {model.name!r} is there twice"
+        foreign = [part for part in ("model", "data") if part in model.spec]
+        for part in foreign:
+            yield ("models", index, "spec", part), f"models[{index}].spec.{part} is that of the simulated world"
+        if foreign:
+            continue
         try:
             specs[model.name] = spec_of(model)
         except ValidationError as exc:
@@ -118,6 +127,17 @@ def _problems(document: Document[Scenario]) -> Iterator[Problem]:
                 yield ("models", index, "tables", table), f"models[{index}].tables.{table}: no feature {name!r}"
     yield from _timeline_problems(scenario, specs)
     yield from _wanted_problems(scenario, specs)
+    yield from contradictions(scenario)
+    if not _EARLIEST <= scenario.start <= _LATEST:
+        yield ("start",), f"start is {scenario.start}, not between {_EARLIEST} and {_LATEST}"
+    if scenario.goal is not None:
+        try:
+            goal = read_goal(scenario.goal)
+        except InputError as exc:
+            yield ("goal",), f"goal: {exc}"
+            return
+        if goal.model is not None and goal.model not in specs:
+            yield ("goal",), f"goal: {goal.model!r} is no model of this scenario"
 
 
 def _timeline_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterator[Problem]:
@@ -154,6 +174,12 @@ def _entry_problems(
             known = {name for spec in touched for name in spec.feature_names()}
             for name in [name for name in entry.features if name not in known]:
                 yield "features", f"no model has a feature {name!r}; known are {', '.join(sorted(known))}"
+            least, most = MAGNITUDES[entry.inject]
+            if not least <= entry.magnitude <= most:
+                yield (
+                    "magnitude",
+                    f"{entry.magnitude:g} is not from {least:g} to {most:g}, as `{entry.inject}` takes it",
+                )
             if entry.table is not None and entry.table not in tables:
                 yield "table", f"no model reads from {entry.table!r}; declare it under models[].tables"
             if entry.table is not None and entry.features:
@@ -161,12 +187,18 @@ def _entry_problems(
             if entry.release is not None and entry.inject != "skew":
                 yield "release", "only `skew` can have a release of the feature view behind it"
             types = {feature.name: feature.type for spec in touched for feature in spec.features}
+            wanted = TYPES.get(entry.inject)
+            for name in [n for n in entry.features if wanted is not None and types.get(n, wanted) != wanted]:
+                yield "features", f"`{entry.inject}` changes {wanted} features, and {name!r} is {types[name]}"
             if why := _level_problem(entry, types):
                 yield "level", why
         case PlatformFault():
             port = entry.method.split(".")[0]
             if port != "*" and port not in _PORTS and not any(c in port for c in "*?["):
                 yield "method", f"there is no port {port!r}; there are {', '.join(_PORTS)}"
+            elif not any(fnmatchcase(call, entry.method) for call in CALLS):
+                known = ", ".join(sorted(call for call in CALLS if call.startswith(f"{port}.")))
+                yield "method", f"no call is named {entry.method!r}" + (f"; there are {known}" if known else "")
         case RouteEdit() | Misroute():
             if sum(entry.weights.values()) != 100:
                 yield "weights", f"they sum to {sum(entry.weights.values())}, not to 100"
@@ -216,19 +248,8 @@ def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterato
             late = [day for day in wanted.days if day >= scenario.days]
             if late:
                 yield (*at, "days"), f"{where}.days: day {late[0]} is after the end"
-        for pattern in scenario.must_not:
-            if (
-                isinstance(wanted, ChampionIs)
-                and wanted.version != "first"
-                and _forbids(pattern, "promote", wanted.model)
-            ):
-                yield at, f"{where} wants another champion, and must_not forbids `promote`"
-            if isinstance(wanted, QuarantineIs) and wanted.days and _forbids(pattern, "quarantine", wanted.model):
-                yield at, f"{where} wants quarantined days, and must_not forbids `quarantine`"
     for index, pattern in enumerate(scenario.must):
         yield from _unknown_model(pattern.model, specs, ("must", index, "model"), f"must[{index}].model")
-        if any(_forbids(other, pattern.effect, pattern.model) for other in scenario.must_not):
-            yield ("must", index), f"must[{index}] asks for `{pattern.effect}`, and must_not forbids it"
     for index, pattern in enumerate(scenario.must_not):
         yield from _unknown_model(pattern.model, specs, ("must_not", index, "model"), f"must_not[{index}].model")
     injected = {entry.inject for entry in scenario.timeline}
@@ -254,12 +275,6 @@ def _contradict(one: Wanted, other: Wanted) -> bool:
 
 def _same_model(one: str | None, other: str | None) -> bool:
     return one is None or other is None or one == other
-
-
-def _forbids(pattern: EffectPattern, effect: str, model: str | None) -> bool:
-    """Whether the pattern forbids the effect whatever else holds."""
-    narrowed = pattern.model_copy(update={"effect": "tell", "model": None}) != EffectPattern(effect="tell")
-    return not narrowed and pattern.effect == effect and (pattern.model is None or pattern.model == model)
 
 
 def _unknown_model(

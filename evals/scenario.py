@@ -34,10 +34,10 @@ class WorldModel(Part):
     """Upstream table -> the features read from it."""
     rows_per_day: Annotated[int, Field(ge=0, le=100_000)] = 300
     history_days: Annotated[int, Field(ge=1, le=1_000)] = 60
-    n_entities: Annotated[int, Field(ge=1)] = 400
-    signal: Annotated[float, Field(ge=0)] = 1.4
-    intercept: float = -1.0
-    day_sd: Annotated[float, Field(ge=0)] = 0.15
+    n_entities: Annotated[int, Field(ge=1, le=1_000_000)] = 400
+    signal: Annotated[float, Field(ge=0, le=100)] = 1.4
+    intercept: Annotated[float, Field(ge=-50, le=50)] = -1.0
+    day_sd: Annotated[float, Field(ge=0, le=10)] = 0.15
     unlabelled_ratio: Annotated[float, Field(ge=0, le=1)] = 0.02
 
 
@@ -152,8 +152,8 @@ class Scenario(Part):
     difficulty: Literal["easy", "medium", "hard"]
     needs: Literal["language_model"] | None = None
     """Goals in free words: played where a language model or a cassette of its answers is at hand, else skipped."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [1, 2, 3, 4, 5]
-    start: date = date(2026, 3, 2)
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**32 - 1)]], Field(min_length=1)] = [1, 2, 3, 4, 5]
+    start: Annotated[date, Field(strict=False)] = date(2026, 3, 2)
     days: Annotated[int, Field(ge=1, le=1_000)]
     """Live days."""
     models: Annotated[list[WorldModel], Field(min_length=1)] = [WorldModel()]

@@ -95,8 +95,13 @@ S = TypeVar("S", bound=Faulty)
 Method: TypeAlias = Callable[Concatenate[S, P], R]
 
 
+CALLS: set[str] = set()
+"""Every call of the platform that a fault can hit; complete once `evals.world.platform` is imported."""
+
+
 def port_call(method: str, *, effect: bool = False) -> Callable[[Method[S, P, R]], Method[S, P, R]]:
     """Let the world's faults happen around a port's method."""
+    CALLS.add(method)
 
     def wrap(function: Method[S, P, R]) -> Method[S, P, R]:
         @functools.wraps(function)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from evals.loading import SCENARIOS, SCHEMA_FILE, load_all, load_scenario, schema_text
+from evals.scenario import Scenario
 from state.errors import InputError
 
 GOOD = """\
@@ -27,6 +34,9 @@ wanted:
   - {state: champion, version: newer}
 deadline_days: 15
 """
+
+
+_VALIDATOR = jsonschema.Draft202012Validator(json.loads(schema_text()))
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -96,6 +106,38 @@ def test_a_good_scenario_is_read(tmp_path: Path) -> None:
     ),
     pytest.param("days: 20\n", "days: 20\nseeds: [1, 1]\n", "seeds[1]: 1 is there twice", id="seed-twice"),
     pytest.param("days: 20\n", "", "days is missing", id="missing"),
+    pytest.param("days: 20", "days: '20'", ":5: days is '20'", id="a-text-is-no-number"),
+    pytest.param("days: 20", "days: 20\nstart: 9999-12-31", "start is 9999-12-31, not between", id="no-such-year"),
+    pytest.param("days: 20", "days: 20\ngoal: make it nice", ":6: goal: ", id="words-that-are-no-goal"),
+    pytest.param("name: churn,", "name: churn, signal: .inf,", "models[0].signal is inf", id="endless"),
+    pytest.param("name: churn,", "name: churn, intercept: .nan,", "models[0].intercept is nan", id="no-number"),
+    pytest.param("name: churn,", "name: churn, spec: {model: x},", "models[0].spec.model is that of", id="foreign-part"),
+    pytest.param("concept, magnitude: 0.6", "missing, magnitude: 5", "[0].magnitude: 5 is not from 0 to 1", id="magnitude"),
+    pytest.param(
+        "inject: concept, magnitude: 0.6", "inject: unit, magnitude: 9, features: [plan]",
+        "timeline[0].features: `unit` changes numeric features, and 'plan' is categorical", id="type-of-a-feature",
+    ),
+    pytest.param(
+        "inject: concept, magnitude: 0.6", "inject: platform, method: mesh.fly, kind: outage",
+        "timeline[0].method: no call is named 'mesh.fly'; there are mesh.find", id="no-such-call",
+    ),
+    *(
+        pytest.param(
+            "deadline_days: 15", f"must_not: [{{effect: {effect}}}]\ndeadline_days: 15",
+            f"wanted[0] wants another champion, and must_not forbids `{effect}`", id=f"no-{effect}",
+        )
+        for effect in ("train", "register", "stage", "traffic_to_candidate")
+    ),
+    pytest.param("deadline_days: 15", "budgets: {trainings: 0}\ndeadline_days: 15", "budgets.trainings is 0", id="budget"),
+    pytest.param(
+        "deadline_days: 15", "must: [{effect: tell, from_day: 4}]\nmust_not: [{effect: tell, from_day: 3}]\ndeadline_days: 15",
+        "must[0] asks for `tell`, and must_not forbids it", id="must-inside-must-not",
+    ),
+    pytest.param(
+        "deadline_days: 15", "must: [{effect: tell, for_days: 4}]\ndeadline_days: 15",
+        "must[0].for_days: it counts from an injection", id="for-days-of-nothing",
+    ),
+    pytest.param("truth: {cause", "truth: &a {models: [*a], cause", "an alias stands inside", id="endless-alias"),
 ])  # fmt: skip
 def test_a_fault_is_named_by_line_and_field(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -103,6 +145,53 @@ def test_a_fault_is_named_by_line_and_field(tmp_path: Path, old: str, new: str, 
 
     assert message in str(caught.value)
     assert str(tmp_path / "turned.yaml") in str(caught.value)
+
+
+def test_a_few_aliases_cannot_make_a_huge_file(tmp_path: Path) -> None:
+    bomb = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+        f"{c}: &{c} [{', '.join(['*' + chr(ord(c) - 1)] * 9)}]\n" for c in "bcdefghi"
+    )
+
+    with pytest.raises(InputError, match="more than 100000 fields"):
+        load_scenario(write(tmp_path, bomb))
+
+
+_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 10**7), st.floats().filter(lambda x: not x.is_integer()),
+    st.text(max_size=5), st.sampled_from(["churn", "concept", "first", "champion", "drift", "tell"]),
+    st.lists(st.integers(0, 3), max_size=3), st.dictionaries(st.sampled_from(["a", "day", "cause"]), st.integers(0, 3)),
+)  # fmt: skip
+_FULL = {
+    **yaml.safe_load(GOOD), "seeds": [1], "start": "2026-03-02", "people": [{"name": "lead", "after_days": 1}],
+    "must": [{"effect": "tell", "from_day": 1}], "must_not": [{"effect": "retire", "until_day": 3}],
+    "budgets": {"actions": 9}, "twin": False,
+}  # fmt: skip
+
+
+def _places(value: object, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, inner in items for place in _places(inner, (*at, key)))]
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.sampled_from(_places(_FULL)[1:]), value=_VALUES)
+def test_the_published_schema_takes_what_the_code_takes(place: tuple[str | int, ...], value: object) -> None:
+    document = copy.deepcopy(_FULL)
+    part: Any = document
+    for step in place[:-1]:
+        part = part[step]
+    part[place[-1]] = value
+    taken = True
+    try:
+        Scenario.model_validate(document)
+    except ValidationError:
+        taken = False
+
+    # JSON has no word for these, so the schema cannot refuse them.
+    assume(not (isinstance(value, float) and not math.isfinite(value)))
+    # Formats are notes in JSON Schema; a text that is no date is refused by the code alone.
+    assume(place != ("start",))
+    assert _VALIDATOR.is_valid(document) == taken
 
 
 def test_two_scenarios_may_not_share_an_id(tmp_path: Path) -> None:
