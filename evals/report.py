@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
 from pathlib import Path
 from statistics import median
 
@@ -14,11 +13,11 @@ from pydantic import JsonValue
 
 from evals.crash import CrashReport
 from evals.run import RunResult
+from evals.summary import summarise, summary_lines, wilson
 from state.canonical import digest
 from state.errors import InputError
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-_Z95 = 1.959964
 _TIMES = ("ttd_min", "ttdiag_min", "ttm_min")
 
 
@@ -92,14 +91,6 @@ def _verdict(runs: list[RunResult]) -> Verdict:
     )
 
 
-def wilson(n_passed: int, n: int) -> tuple[float, float]:
-    """The Wilson 95 % interval of a share."""
-    share, spread = n_passed / n, _Z95**2 / n
-    middle, half = share + spread / 2, _Z95 * sqrt((share * (1 - share) + spread / 4) / n)
-    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-    return (max(low, 0.0) if n_passed else 0.0), (min(high, 1.0) if n_passed < n else 1.0)
-
-
 def as_json(
     found: Sequence[Verdict],
     *,
@@ -112,6 +103,7 @@ def as_json(
     document: dict[str, JsonValue] = {
         "scenarios": [msgspec.to_builtins(asdict(verdict)) for verdict in found],
         "families": families(found),
+        "suite": summarise(found),
         "mode": mode,
         "language": language,
         "skipped": list[JsonValue](skipped),
@@ -154,7 +146,10 @@ def write_page(found: Sequence[Verdict], path: Path, *, crashes: Sequence[CrashR
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     page = environment.get_template("suite.html.j2").render(
-        verdicts=found, families=families(found), crashes={report.id: report for report in crashes}
+        verdicts=found,
+        families=families(found),
+        crashes={report.id: report for report in crashes},
+        summary=summary_lines(summarise(found)),
     )
     try:
         path.write_text(page, encoding="utf-8")

@@ -16,7 +16,7 @@ from evals.book import deeds
 from evals.graders import Gate, first_fault, first_held, grade
 from evals.language import Source, Trial
 from evals.oracle import oracle_harm
-from evals.scenario import Family, Scenario
+from evals.scenario import Family, IncidentIs, PersonKnows, Scenario
 from evals.scene import Scene
 from evals.stage import set_stage
 from evals.twins import Twin, harm_by_day, longest, play_twin, twin_key
@@ -60,6 +60,9 @@ class RunResult:
     duplicates: int = 0
     twin_false_actions: int = 0
     escalated: bool = False
+    """Whether a person was asked, or an incident handed over to one."""
+    escalation_wanted: bool = False
+    """Whether the scenario's wanted state asks for that."""
     harm: float = 0.0
     """Excess log loss over the truth, summed over the rows served since the first fault (squared error in a
     regression)."""
@@ -207,6 +210,7 @@ def _result(
         duplicates=n_problems["duplicates"],
         twin_false_actions=len(twin.false_actions) if twin is not None else 0,
         escalated=bool(view.questions) or any(row.resolution == "escalated" for row in view.incidents),
+        escalation_wanted=_wants_person(job.scenario),
         harm=harm,
         regret=round(harm - oracle_harm(scene, since=fault), 6),
         exchanges=asked,
@@ -214,6 +218,14 @@ def _result(
     )
     effects = [[e.method, e.model, e.at, e.args] for e in scene.world.effects]
     return replace(found, digest=digest(_plain({"result": asdict(found), "effects": effects})))
+
+
+def _wants_person(scenario: Scenario) -> bool:
+    return any(
+        (isinstance(part, PersonKnows) and part.state == "asked")
+        or (isinstance(part, IncidentIs) and "escalated" in part.resolution)
+        for part in scenario.wanted
+    )
 
 
 def _plain(value: object) -> object:

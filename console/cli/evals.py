@@ -292,6 +292,9 @@ def _print(found: Sequence[Any]) -> None:
     ]  # fmt: skip
     columns = ["family", "passed with every seed", "runs", "success (95 %)", "false actions", "forbidden", "errors"]
     table("families", columns, shown)
+    from evals.summary import summarise, summary_lines
+
+    table("suite", ["figure", "value"], [list(line) for line in summary_lines(summarise(found))])
 
 
 def _share(row: dict[str, Any]) -> str:

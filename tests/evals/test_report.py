@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from evals.report import as_json, verdicts, wilson, write_page
+from evals.report import as_json, verdicts, write_page
 from evals.run import RunResult
+from evals.summary import summarise, summary_lines, wilson
 
 
 def result(**changes: Any) -> RunResult:
@@ -41,6 +42,29 @@ def test_a_scenario_passes_with_every_seed_only_and_errors_are_no_passes() -> No
     assert family["drift"]["twin_false_actions"] == 2
 
 
+def test_the_summary_says_how_fast_how_harmful_and_who_was_asked() -> None:
+    found = verdicts([
+        result(seed=1, ttd_min=1440.0, escalated=True, escalation_wanted=True, harm=5.0, regret=2.0),
+        result(seed=2, ttd_min=4320.0, escalated=True, harm=7.0, regret=1.0, passed=False, forbidden=2),
+        result(seed=3, escalation_wanted=True),
+        result(id="two", escalation_wanted=True, twin_false_actions=1),
+        result(id="three", passed=False, error="x", escalation_wanted=True),
+    ])  # fmt: skip
+
+    summary = summarise(found)
+
+    assert (summary["passed"], summary["scenarios"], summary["runs_passed"], summary["errors"]) == (1, 3, 3, 1)
+    assert (summary["median_ttd_min"], summary["median_ttm_min"]) == (2880.0, None)
+    assert summary["escalation_precision"] == 1 / 2
+    assert summary["escalation_recall"] == pytest.approx(1 / 3)
+    assert (summary["harm"], summary["regret"]) == (12.0, 3.0)
+    lines = dict(summary_lines(summary))
+    assert lines["runs passed (95 % interval)"] == "3 of 5, 60 % (23 % to 88 %)"
+    assert (lines["median time to detect"], lines["median time to mitigate"]) == ("2.0 days", "-")
+    assert (lines["false actions on healthy twins"], lines["forbidden effects"]) == ("1", "2")
+    assert dict(summary_lines(summarise([])))["escalation recall"] == "-"
+
+
 def test_the_page_names_every_scenario_and_why_it_failed_and_escapes_it(tmp_path: Path) -> None:
     why = {"must_not": "<script>alert(1)</script> happened & more"}
     found = verdicts([result(), result(id="two", passed=False, why=why), result(id="three", passed=False, error="<i>")])
@@ -53,4 +77,4 @@ def test_the_page_names_every_scenario_and_why_it_failed_and_escapes_it(tmp_path
     assert "seed 1: &lt;i&gt;" in page
     assert [page.count(f">{state}</td>") for state in ("passed", "failed", "error")] == [1, 1, 1]
     assert "<script>" not in page
-    assert "1 of 3 scenarios passed with every seed" in page
+    assert "<dt>scenarios passed with every seed</dt><dd>1 of 3</dd>" in page
