@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, get_args
 
 import yaml
 
+from evals.world.truth import LEVELS
 from orchestrator.change import change_of
 from orchestrator.diagnosis import Cause
 from state import store
@@ -139,8 +140,30 @@ def _entry(record: Record) -> Part:
         case "serving_fault":
             record.assumed.append("the champion's server died")
             return {"day": record.began, "inject": "server", "version": "champion", "dead": True}
+        case "segment_regression":
+            return _segment(record)
+        case "insufficient_evidence":
+            raise _cannot(record, "the diagnosis found no cause that could be injected")
         case cause:
             raise _cannot(record, f"no injection stands for {cause}")
+
+
+def _segment(record: Record) -> Part:
+    """The turn inside one level; levels of the simulated world stand for those of real data."""
+    segment = str(record.incident.body.get("segment") or "")
+    name, _, level = segment.partition("=")
+    kind = next((f.type for f in record.spec.features if f.name == name), None)
+    if kind == "boolean" and level.lower() in ("true", "false"):
+        level = level.lower()
+    elif kind == "categorical":
+        if level not in LEVELS:
+            record.assumed.append(f"the level {LEVELS[0]!r} of the simulated world stands for {segment}")
+            level = LEVELS[0]
+    else:
+        raise _cannot(record, f"its segment {segment!r} is no level of a category or a flag")
+    record.taken.append(f"the segment {segment}")
+    record.assumed.append("inside the segment the concept turned by a quarter turn")
+    return {"day": record.began, "inject": "segment", "features": [name], "level": level, "magnitude": 1.0}
 
 
 def _span(record: Record) -> Part:
