@@ -10,6 +10,7 @@ from evals.scenario import (
     ChampionIs,
     EffectName,
     EffectPattern,
+    IncidentIs,
     PersonKnows,
     QuarantineIs,
     Scenario,
@@ -35,6 +36,9 @@ def contradictions(scenario: Scenario) -> Iterator[Problem]:
     names = [model.name for model in scenario.models]
     for index, wanted in enumerate(scenario.wanted):
         at, where = ("wanted", index), f"wanted[{index}]"
+        for other, earlier in enumerate(scenario.wanted[:index]):
+            if _contradict(wanted, earlier):
+                yield at, f"{where} and wanted[{other}] cannot both hold"
         need = _need(wanted)
         model = getattr(wanted, "model", None)
         for name in [model] if model is not None else names:
@@ -57,6 +61,24 @@ def contradictions(scenario: Scenario) -> Iterator[Problem]:
         for index, pattern in enumerate(patterns):
             for field, why in _window_problems(pattern, scenario.days):
                 yield (part, index, field), f"{part}[{index}].{field}: {why}"
+
+
+def _contradict(one: Wanted, other: Wanted) -> bool:
+    if isinstance(one, IncidentIs) and isinstance(other, IncidentIs):
+        # The count is of incidents alike in all else; none is "at least one".
+        alike = one.model_copy(update={"count": None}) == other.model_copy(update={"count": None})
+        counts = {one.count, other.count}
+        return alike and len(counts) == 2 and (None not in counts or 0 in counts)
+    if isinstance(one, ChampionIs) and isinstance(other, ChampionIs):
+        # A released version may be the newer one too.
+        return _same_model(one.model, other.model) and (one.version == "first") != (other.version == "first")
+    if isinstance(one, TrafficIs) and isinstance(other, TrafficIs):
+        return _same_model(one.model, other.model) and one.champion_percent != other.champion_percent
+    return False
+
+
+def _same_model(one: str | None, other: str | None) -> bool:
+    return one is None or other is None or one == other
 
 
 def _need(wanted: Wanted) -> _Need:

@@ -21,7 +21,7 @@ from evals.injections import (
     RouteEdit,
     Wish,
 )
-from evals.scenario import ChampionIs, IncidentIs, QuarantineIs, Scenario, TrafficIs, Wanted, WorldModel
+from evals.scenario import IncidentIs, QuarantineIs, Scenario, WorldModel
 from evals.world.faults import CALLS
 from evals.world.platform import example_spec
 from evals.world.truth import LEVELS
@@ -187,9 +187,9 @@ def _entry_problems(
             if entry.release is not None and entry.inject != "skew":
                 yield "release", "only `skew` can have a release of the feature view behind it"
             types = {feature.name: feature.type for spec in touched for feature in spec.features}
-            wanted = TYPES.get(entry.inject)
-            for name in [n for n in entry.features if wanted is not None and types.get(n, wanted) != wanted]:
-                yield "features", f"`{entry.inject}` changes {wanted} features, and {name!r} is {types[name]}"
+            kind = TYPES.get(entry.inject)
+            for name in [n for n in entry.features if kind is not None and types.get(n, kind) != kind]:
+                yield "features", f"`{entry.inject}` changes {kind} features, and {name!r} is {types[name]}"
             if why := _level_problem(entry, types):
                 yield "level", why
         case PlatformFault():
@@ -197,8 +197,8 @@ def _entry_problems(
             if port != "*" and port not in _PORTS and not any(c in port for c in "*?["):
                 yield "method", f"there is no port {port!r}; there are {', '.join(_PORTS)}"
             elif not any(fnmatchcase(call, entry.method) for call in CALLS):
-                known = ", ".join(sorted(call for call in CALLS if call.startswith(f"{port}.")))
-                yield "method", f"no call is named {entry.method!r}" + (f"; there are {known}" if known else "")
+                calls = ", ".join(sorted(call for call in CALLS if call.startswith(f"{port}.")))
+                yield "method", f"no call is named {entry.method!r}" + (f"; there are {calls}" if calls else "")
         case RouteEdit() | Misroute():
             if sum(entry.weights.values()) != 100:
                 yield "weights", f"they sum to {sum(entry.weights.values())}, not to 100"
@@ -241,9 +241,6 @@ def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterato
         yield from _unknown_model(getattr(wanted, "model", None), specs, (*at, "model"), f"{where}.model")
         if isinstance(wanted, IncidentIs) and wanted.count == 0 and scenario.truth.cause:
             yield at, f"{where} wants no incident, and truth.cause names {', '.join(scenario.truth.cause)}"
-        for other, earlier in enumerate(scenario.wanted[:index]):
-            if _contradict(wanted, earlier):
-                yield at, f"{where} and wanted[{other}] cannot both hold"
         if isinstance(wanted, QuarantineIs):
             late = [day for day in wanted.days if day >= scenario.days]
             if late:
@@ -257,24 +254,6 @@ def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterato
         for index, pattern in enumerate(patterns):
             if pattern.after is not None and pattern.after not in injected:
                 yield (part, index, "after"), f"{part}[{index}].after: the timeline has no `{pattern.after}`"
-
-
-def _contradict(one: Wanted, other: Wanted) -> bool:
-    if isinstance(one, IncidentIs) and isinstance(other, IncidentIs):
-        # The count is of incidents alike in all else; none is "at least one".
-        alike = one.model_copy(update={"count": None}) == other.model_copy(update={"count": None})
-        counts = {one.count, other.count}
-        return alike and len(counts) == 2 and (None not in counts or 0 in counts)
-    if isinstance(one, ChampionIs) and isinstance(other, ChampionIs):
-        # A released version may be the newer one too.
-        return _same_model(one.model, other.model) and (one.version == "first") != (other.version == "first")
-    if isinstance(one, TrafficIs) and isinstance(other, TrafficIs):
-        return _same_model(one.model, other.model) and one.champion_percent != other.champion_percent
-    return False
-
-
-def _same_model(one: str | None, other: str | None) -> bool:
-    return one is None or other is None or one == other
 
 
 def _unknown_model(

@@ -68,12 +68,15 @@ def _after_promotion(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec)
 
 
 def _recovering(crew: Crew, run: RunRow, spec: ModelSpec, *, outcome: str) -> Aim:
-    """Health must hold for the declared period, counted from the newest sign of the opposite."""
+    """Health must hold for the declared period, counted from the newest sign of the opposite.
+
+    And through a block at least: where they are longer than the period, the next one says whether it goes on.
+    """
     since = datetime.fromisoformat(str(run.body.get("unhealthy_at", run.started_at.isoformat())))
     remedied = run.body.get("remedied_at")
     if remedied is not None:
         since = max(since, datetime.fromisoformat(str(remedied)))
-    ends = since + spec.monitoring.recovery
+    ends = since + max(spec.monitoring.recovery, spec.monitoring.block)
     if crew.clock.now() < ends:
         return Aim(move="wait", waits_for="sustained health", wake_at=ends)
     return Aim(move="end", outcome=outcome)
