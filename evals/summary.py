@@ -76,7 +76,7 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
         ("escalation precision", _percent(summary["escalation_precision"])),
         ("escalation recall", _percent(summary["escalation_recall"])),
         ("harm, excess loss over the truth", f"{summary['harm']:,.0f}"),
-        ("regret, harm beyond the healthy twin's", f"{summary['regret']:,.0f}"),
+        ("regret, harm beyond the oracle's", f"{summary['regret']:,.0f}"),
     ]
 
 
