@@ -32,6 +32,8 @@ class Symptoms:
     """A version younger than the bake window takes traffic."""
     canary_failed: bool = False
     loss_alarm: bool = False
+    by_rank: bool = False
+    """The objective is one of ranking alone."""
     loss: float | None = None
     reference_loss: float | None = None
     confined: str | None = None
@@ -222,14 +224,19 @@ def _harmful(symptoms: Symptoms, ruled_out: dict[str, str], loss: str, drift: st
             cause="covariate_shift_harmful", evidence_for=(loss, drift), evidence_against=(), alternatives=ruled_out
         )
     ruled_out["covariate_shift_harmful"] = "the inputs show no major drift"
-    if shift is not None and abs(shift) >= PRIOR_SHIFT_Z:
+    if symptoms.by_rank:
+        ruled_out["prior_shift"] = (
+            "other odds for all rows alike leave their ranking as it is, and the ranking is worse"
+        )
+    elif shift is not None and abs(shift) >= PRIOR_SHIFT_Z:
         return Diagnosis(
             cause="prior_shift", evidence_for=(loss, f"the label's mean moved by {shift:+.1f} standard errors"),
             evidence_against=("the inputs show no major drift",), alternatives=ruled_out,
         )  # fmt: skip
-    ruled_out["prior_shift"] = (
-        "the label's mean is where it was" if shift is not None else "the label's mean was not measured"
-    )
+    else:
+        ruled_out["prior_shift"] = (
+            "the label's mean is where it was" if shift is not None else "the label's mean was not measured"
+        )
     return Diagnosis(
         cause="concept_drift", evidence_for=(loss, "the relation of inputs and label changed: the inputs did not"),
         evidence_against=(), alternatives=ruled_out,

@@ -54,12 +54,15 @@ class SegmentBook:
         """Block -> loss of one segment, oldest first."""
         return {block: cells[segment].loss for block, cells in self.sound(spec, bad).items() if segment in cells}
 
-    def confined_since(self, spec: ModelSpec, since: str, bad: Set[str]) -> Confined | None:
-        """The segment that what happened from block `since` on is confined to."""
+    def confined_since(self, spec: ModelSpec, since: str, bad: Set[str], *, whole: bool = False) -> Confined | None:
+        """The segment that what happened from block `since` on is confined to.
+
+        Where the loss of the `whole` has alarmed, an alarm inside a segment is no evidence that it is confined to it.
+        """
         blocks = {block: cells for block, cells in self.sound(spec, bad).items() if block >= since}
         known = self.references or {}
         alarmed = {segment: known[segment] for segment, detector in self.detectors.items() if detector.alarm}
-        return confined(known, blocks) or confined(alarmed, blocks, needed=ALARMED)
+        return confined(known, blocks) or (None if whole else confined(alarmed, blocks, needed=ALARMED))
 
     def take(self, spec: ModelSpec, blocks: Losses, bad: Set[str]) -> None:
         """Feed newly matured blocks to the detectors, those with a day in `bad` left out."""

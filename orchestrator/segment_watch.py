@@ -69,7 +69,7 @@ def _with_scope(spec: ModelSpec, book: SegmentBook, signal: Signal, bad: Set[str
     growth, which may be a single block, or none.
     """
     window = min([*book.sound(spec, bad)][-WINDOW_BLOCKS:], default="")
-    found = (book.confined_since(spec, since, bad) for since in (signal.onset, window) if since)
+    found = (book.confined_since(spec, since, bad, whole=True) for since in (signal.onset, window) if since)
     one = next((one for one in found if one is not None), None)
     risen = _risen(spec, book, one.segment, bad) if one is not None else None
     if one is None or risen is None:

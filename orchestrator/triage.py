@@ -46,7 +46,7 @@ def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence
         row.incident_id = incident.id
     else:
         in_doubt = incident.body.get("in_doubt") and signal.name != "label_fault"
-        if in_doubt or _is_narrower(incident, diagnosis):
+        if in_doubt or _is_narrower(incident, diagnosis) or _is_wider(incident, signal, diagnosis):
             _rediagnose(crew, conn, spec, incident, signal, diagnosis, fence)
         _join(crew, conn, spec, incident, signal, diagnosis, fence)
     store.put(conn, row, fence=fence)
@@ -72,6 +72,7 @@ def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -
         candidate_serving=bool(baking),
         canary_failed=signal.name == "canary_failed",
         loss_alarm=signal.name == "loss_alarm",
+        by_rank=spec.objective.metric == "roc_auc",
         skew=signal.text if signal.name == "skew" else None,
         confined=details.get("confined"),
         calibration=signal.text if signal.name == "calibration_lost" else None,
@@ -110,6 +111,12 @@ def _is_narrower(incident: IncidentRow, diagnosis: Diagnosis) -> bool:
     return diagnosis.cause == "segment_regression" and incident.cause not in {*BROKEN, "segment_regression"}
 
 
+def _is_wider(incident: IncidentRow, signal: Signal, diagnosis: Diagnosis) -> bool:
+    """Whether a loss that seemed confined to a segment has by now risen outside it as well."""
+    return incident.cause == "segment_regression" and signal.name == "loss_alarm" and diagnosis.cause in OF_THE_RELATION
+
+
+OF_THE_RELATION = ("concept_drift", "covariate_shift_harmful", "prior_shift")
 TITLES = {
     "data_fault": "faulty data arrives",
     "skew": "serving and training read different values",

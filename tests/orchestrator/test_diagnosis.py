@@ -33,6 +33,7 @@ MAJOR: dict[str, Any] = {"drift_level": "major", "drifting_features": ("spend", 
         ),
         pytest.param({**LOSS, **MAJOR}, "covariate_shift_harmful", "spend, visits", id="loss-and-drift"),
         pytest.param({**LOSS, "label_rate_shift": 6.0}, "prior_shift", "+6.0", id="loss-and-other-labels"),
+        pytest.param({**LOSS, "label_rate_shift": 6.0, "by_rank": True}, "concept_drift", "0.3100", id="worse-ranking"),
         pytest.param({**LOSS, "label_rate_shift": 3.9}, "concept_drift", "0.3100", id="labels-within-their-noise"),
         pytest.param({**LOSS, "confined": "only in plan=a"}, "segment_regression", "plan=a", id="loss-in-one-segment"),
         pytest.param(
