@@ -20,7 +20,7 @@ WAITS = {"monitoring": {"cadence": "P60D", "backtest": "P60D"}}
 
 def scene(tmp_path: Path, *timeline: dict[str, Any], days: int = 14) -> Scene:
     stage = set_stage(Scenario.model_validate({
-        "id": "one", "title": "one", "family": "drift", "difficulty": "easy", "days": days, "timeline": timeline,
+        "id": "one", "title": "one", "family": "drift", "difficulty": "easy", "days": days, "timeline": [*timeline],
         "models": [{"name": "churn", "rows_per_day": 150, "history_days": 20, "label_delay_days": 1, "spec": WAITS}],
         "truth": {"cause": []}, "wanted": [{"state": "champion", "version": "first"}], "deadline_days": 0, "twin": False,
     }), seed=1, folder=tmp_path / "run")  # fmt: skip
