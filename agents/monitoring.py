@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import math
 from datetime import datetime
 from typing import Any, TypedDict, cast
 
@@ -18,13 +19,16 @@ from agents.base import Move, Situation, Wait, done, failed, proposal, specialis
 from agents.labels import LabelledBlock, check_labels, labelled_blocks
 from agents.oddities import Before, Intake, facts_of, take_stock
 from agents.skew import Comparison, compare, find_skew
+from agents.traffic import sample_from, sample_json
 from state.bins import Bins
+from state.errors import ToolUnavailable
 from state.ledger import CommittedIntent
 from state.plans import ActionOutcome
 from state.profile import Profile, read_reference
 from state.spec import ModelSpec
 from tools.drift.performance import block_losses, rows_by
 from tools.drift.segments import cells_of, frame_segments, segment_features
+from tools.metrics import window
 from tools.ports import Platform
 from tools.quality import QualityFinding, check_block
 
@@ -54,6 +58,8 @@ class Watch(BaseModel):
     before: Before = Before()
     lasting: list[str] = []
     """Keys of findings that have come so often in a row that they are no fault any more."""
+    counters: dict[str, Any] | None = None
+    """The champion's service counters at the look before; None where there was none, or no data."""
     stopped: bool = False
     """The system did not run throughout the block: how many rows it holds says nothing."""
 
@@ -82,6 +88,11 @@ class Measured(BaseModel):
     """Every block that matured."""
     label_findings: list[dict[str, JsonValue]] = []
     server_ready: bool = False
+    counters: dict[str, Any] | None = None
+    """The champion's service counters now; None is no data, never health."""
+    error_ratio: float | None = None
+    """Of the champion's answers since the look before; None where too few were asked for, or nothing is known."""
+    n_asked: int = 0
 
 
 class WatchState(TypedDict, total=False):
@@ -99,6 +110,7 @@ def measure(watch: Watch, platform: Platform) -> Measured:
     measured.server_ready = bool(endpoint and endpoint.ready)
     if watch.traffic_block is not None:
         _measure_traffic(watch, platform, measured)
+        _measure_service(watch, platform, measured)
     if watch.outcomes_from is not None:
         _measure_outcomes(watch, platform, measured)
     return measured
@@ -127,6 +139,24 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
     measured.not_judged = [sentence(f) for f in passed_over]
 
 
+def _measure_service(watch: Watch, platform: Platform, measured: Measured) -> None:
+    """What the proxy counted of the champion's answers since the last look. Metrics that do not answer are no data."""
+    try:
+        sample = platform.metrics.sample(watch.model, watch.champion)
+    except ToolUnavailable:
+        return
+    if sample is None:
+        return
+    measured.counters = dict(sample_json(sample))
+    seen = window(sample_from(watch.counters), sample) if watch.counters is not None else None
+    if seen is not None and seen.n_requests >= MIN_REQUESTS and math.isfinite(seen.error_ratio):
+        measured.error_ratio, measured.n_asked = seen.error_ratio, seen.n_requests
+
+
+MIN_REQUESTS = 30
+"""Requests since the last look from which on their errors say something of the server."""
+MAX_ERROR_RATIO = 0.05
+"""Share of errors among the champion's answers from which on its server is at fault."""
 OF_VOLUME = ("volume", "no_rows")
 """Kinds of findings about how many rows there are: a server that does not run explains them by itself."""
 MAY_LAST = frozenset({"missing_step", "new_levels", "spike"})
@@ -234,6 +264,9 @@ def judge(watch: Watch, measured: Measured) -> list[dict[str, JsonValue]]:
         signals.append({"name": "label_fault", "text": text, "blocks": blocks, "findings": cast(JsonValue, wrong)})
     if not measured.server_ready:
         signals.append({"name": "serving_fault", "text": f"version {watch.champion} does not answer its health check"})
+    elif measured.error_ratio is not None and measured.error_ratio > MAX_ERROR_RATIO:
+        text = f"{measured.error_ratio:.1%} of the {measured.n_asked} answers of version {watch.champion} are errors"
+        signals.append({"name": "serving_fault", "text": text, "error_ratio": measured.error_ratio})
     return signals
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from agents.monitoring import MAX_ERROR_RATIO
+
 Cause: TypeAlias = Literal[
     "data_fault", "label_fault", "covariate_shift_harmless", "covariate_shift_harmful", "concept_drift", "prior_shift",
     "bad_release", "skew", "serving_fault", "segment_regression", "stale_model", "insufficient_evidence",
@@ -55,7 +57,6 @@ class Diagnosis:
     """Other causes that were looked at, and why they were not chosen."""
 
 
-MAX_ERROR_RATIO = 0.05
 PRIOR_SHIFT_Z = 4.0
 
 

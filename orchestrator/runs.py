@@ -67,6 +67,10 @@ def _after_promotion(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec)
     return _recovering(crew, run, spec, outcome="recovered")
 
 
+MAX_RELAPSES = 1
+"""A server that answers, and answers with errors, is started anew so often more; then a person knows more than a restart."""
+
+
 def _recovering(crew: Crew, run: RunRow, spec: ModelSpec, *, outcome: str) -> Aim:
     """Health must hold for the declared period, counted from the newest sign of the opposite.
 
@@ -114,8 +118,11 @@ def _incident_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec) ->
         case "skew":
             return _skew_aim(crew, conn, run, spec)
         case "serving_fault":
-            if not facts.get("serving_healthy"):
+            relapsed = int(str(run.body.get("relapses", 0))) > MAX_RELAPSES
+            if not facts.get("serving_healthy") and not relapsed:
                 return reach("serving_healthy")
+            if relapsed and not facts.get("owner_told"):
+                return reach("owner_told")
             return _recovering(crew, run, spec, outcome="recovered")
         case "bad_release":
             # The rollout's own run takes the version off: this one sees to it that health comes back.

@@ -72,6 +72,7 @@ def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -
         candidate_serving=bool(baking),
         canary_failed=signal.name == "canary_failed",
         loss_alarm=signal.name == "loss_alarm",
+        error_ratio=details.get("error_ratio"),
         by_rank=spec.objective.metric == "roc_auc",
         skew=signal.text if signal.name == "skew" else None,
         confined=details.get("confined"),
@@ -306,7 +307,9 @@ def _join(
         if signal.name == "skew":
             run.facts |= {"feature_skew_found": True, "features_consistent": False}
         if signal.name == "serving_fault":
-            run.facts |= {"serving_healthy": False, "server_unhealthy": True}
+            run.facts |= {"serving_healthy": False, "server_unhealthy": True, **_story(signal)}
+            if "error_ratio" in signal.details:
+                run.body["relapses"] = int(str(run.body.get("relapses", 0))) + 1
         if not run.facts.get("training_justified"):
             run.facts |= _won(signal)
         run.status, run.wake_at = "ready", None

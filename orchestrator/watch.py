@@ -148,6 +148,7 @@ def _block_look(crew: Crew, conn: Connection, spec: ModelSpec, champion: str, st
             "previous_profiles": [str(row.body["profile"]) for row in good],
             "lasting": lasting(conn, spec),
             "before": read_before(conn, spec, good, since=attended.since if attended is not None else ""),
+            "counters": rows[0].body.get("counters") if rows else None,
             "stopped": attended is not None and attended.away(start, end, patience=patience_of(crew, spec)),
         }
     )  # fmt: skip
@@ -164,6 +165,7 @@ def _keep(crew: Crew, conn: Connection, spec: ModelSpec, step: Watch, measured: 
         body: dict[str, Any] = {
             "profile": measured.profile, "n_rows": measured.n_rows, "n_by_version": dict(measured.n_by_version),
             "findings": list(measured.findings), "hard": hard, "stopped": step.stopped, "odd": measured.intake.odd,
+            "counters": measured.counters,
         }  # fmt: skip
         if measured.compared.n_keys:
             body["compared"] = measured.compared.model_dump(include={"n_keys", "n_differ"})

@@ -9,7 +9,8 @@ from evals.run import Job, run_job
 
 
 @pytest.mark.parametrize(
-    "name", ["drift/unit-change", "rollout/champion-dies", "limits/freeze-and-rollback", "adversarial/forged-approval"]
+    "name",
+    ["drift/unit-change", "rollout/champion-errors", "limits/freeze-and-rollback", "adversarial/forged-approval"],
 )
 def test_a_scenario_of_each_family_passes(name: str) -> None:
     result = run_job(Job(scenario=load_scenario(SCENARIOS / f"{name}.yaml"), seed=1))
