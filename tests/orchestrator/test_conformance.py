@@ -6,9 +6,11 @@ import pytest
 
 from evals.world.faults import Fault, Killed
 from evals.world.records import Condition
+from evals.world.serving import WorldMetrics
 from state.rows import ApprovalRow, GoalRow, RolloutRow, RunRow
 from tests.orchestrator.conftest import At, Quick
 from tests.orchestrator.support import QUICK, days
+from tools.ports import ServiceSample
 
 
 def test_c01_a_first_version_takes_all_traffic_without_steps_or_analysis(quick: Quick) -> None:
@@ -27,13 +29,23 @@ def test_c02_c03_every_step_is_written_in_order_and_then_all_traffic(at: At) -> 
     assert shares == [None, 10, 30, 50, 100]
 
 
-def test_c05_before_the_first_shift_no_metric_is_queried(at: At) -> None:
+def test_c05_before_the_first_shift_no_metric_of_the_candidate_is_queried(
+    at: At, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage = at("before")
+    asked: list[str] = []
+    sample = WorldMetrics.sample
+
+    def noted(metrics: WorldMetrics, model: str, version: str) -> ServiceSample | None:
+        asked.append(version)
+        return sample(metrics, model, version)
+
+    monkeypatch.setattr(WorldMetrics, "sample", noted)
     stage.world.faults.add(Fault(method="mesh.set_weights", kind="rejected", times=None))
     stage.days(1)
 
     assert stage.weights() == {"1": 100, "2": 0}
-    assert "metrics.sample" not in stage.world.faults.n_calls
+    assert "2" not in asked
 
 
 def test_c07_another_version_supersedes_a_running_canary_after_its_traffic_is_back(at: At) -> None:
