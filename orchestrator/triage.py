@@ -244,9 +244,9 @@ def _rediagnose(
 ) -> None:  # fmt: skip
     """The incident is about something else after all: the symptom of labels in doubt, or one segment of what is worse."""
     said = "the labels are not at fault" if incident.cause == "label_fault" else diagnosis.evidence_for[0]
-    incident.cause, incident.signal = diagnosis.cause, signal.name
-    if diagnosis.cause == "segment_regression":
+    if "segment_regression" in (incident.cause, diagnosis.cause):
         incident.title = _title(spec, signal, diagnosis)
+    incident.cause, incident.signal = diagnosis.cause, signal.name
     incident.body |= {"size": signal.size, "text": signal.text}
     for name in ("days", "quarantined", "missing", "unlabelled", "by_score", "in_doubt", "asking", "symptom"):
         incident.body.pop(name, None)
@@ -264,7 +264,7 @@ def _rediagnose(
         IncidentChanged(
             **crew.stamp(), model=incident.model, incident_id=incident.id, actor='Agent::"monitoring"',
             summary=f"{incident.title}: {said}. Diagnosis: {diagnosis.cause.replace('_', ' ')}.",
-            change="rediagnosed", cause=diagnosis.cause, evidence_ids=signal.evidence_ids,
+            change="rediagnosed", cause=diagnosis.cause, title=incident.title, evidence_ids=signal.evidence_ids,
         ),
     )  # fmt: skip
 

@@ -176,8 +176,9 @@ class RowCheck:
             "opened_at": _times(row.opened_at, first.at),
             "closed_at": _times(row.closed_at, last.at if closed else None),
         }
-        if first.title is not None:
-            pairs["title"] = (row.title, first.title)
+        titles = [change.title for change in said if change.title is not None]
+        if titles:
+            pairs["title"] = (row.title, titles[-1])
         yield from _different(pairs)
 
     def _approval(self, row: ApprovalRow) -> Iterator[str]:

@@ -83,7 +83,7 @@ class IncidentChanged(Decision):
     change: Literal["opened", "joined", "rediagnosed", "closed"]
     cause: str
     title: str | None = None
-    """Of an incident that opens."""
+    """Of an incident that opens, or that turns out to be about something else."""
     resolution: str | None = None
     evidence_ids: list[str] = []
 

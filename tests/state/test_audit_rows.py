@@ -58,7 +58,14 @@ def told(db: Database, fence: Fence) -> Database:
     say(db, Genesis, policy_sha256="p" * 64, signing_key=SIGNER.vkey, roles={})
     title = "flights: faulty data arrives"
     incident: dict[str, Any] = {"model": "flights", "incident_id": "i1", "cause": "data_fault"}
-    say(db, IncidentChanged, **incident, change="opened", title=title)
+    say(
+        db,
+        IncidentChanged,
+        **{**incident, "cause": "concept_drift"},
+        change="opened",
+        title="flights: worse predictions",
+    )
+    say(db, IncidentChanged, **incident, change="rediagnosed", title=title)
     say(db, IncidentChanged, **incident, change="closed", resolution="quarantined", at=LATER)
     put(db, IncidentRow(id="i1", model="flights", status="closed", cause="data_fault", signal="data_fault", title=title,
                         opened_at=AT + timedelta(seconds=1), closed_at=LATER, resolution="quarantined"))  # fmt: skip
