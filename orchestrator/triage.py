@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from agents.monitoring import sentence
 from orchestrator.change import change_began, later_change
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
@@ -15,6 +14,7 @@ from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
 from orchestrator.quiet import is_quiet
 from orchestrator.runs import cite, new_run
 from orchestrator.signals import Signal, fault_body, joined
+from orchestrator.symptoms import symptoms_of
 from state import log, store
 from state.decisions import IncidentChanged
 from state.rows import DetectorRow, DiagnosisRow, GoalRow, IncidentRow, RolloutRow, RunRow, SignalRow
@@ -51,40 +51,6 @@ def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence
         _join(crew, conn, spec, incident, signal, diagnosis, fence)
     store.put(conn, row, fence=fence)
     _keep_diagnosis(crew, conn, incident, diagnosis, fence)
-
-
-def symptoms_of(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal) -> Symptoms:
-    """Everything measured around the signal that speaks for or against a cause."""
-    drift = store.get(conn, DetectorRow, f"{spec.model}/drift")
-    state: dict[str, Any] = dict(drift.state) if drift is not None else {}
-    champion = champion_of(crew, spec.model)
-    endpoint = crew.platform.servers.get(spec.model, champion) if champion else None
-    baking = [r for r in store.select(conn, RolloutRow, model=spec.model, status="running") if r.phase == "bake"]
-    details = signal.details
-    findings = tuple(sentence(f) for f in details.get("findings", []))
-    is_drift = signal.name == "major_drift"
-    return Symptoms(
-        signal=signal.name,
-        quality_findings=findings if signal.name != "label_fault" else (),
-        label_evidence=tuple(details.get("for", findings)) if signal.name == "label_fault" else (),
-        against_labels=tuple(details.get("against_labels", details.get("against", []))),
-        server_ready=bool(endpoint and endpoint.ready),
-        candidate_serving=bool(baking),
-        canary_failed=signal.name == "canary_failed",
-        loss_alarm=signal.name == "loss_alarm",
-        error_ratio=details.get("error_ratio"),
-        by_rank=spec.objective.metric == "roc_auc",
-        skew=signal.text if signal.name == "skew" else None,
-        confined=details.get("confined"),
-        calibration=signal.text if signal.name == "calibration_lost" else None,
-        loss=details.get("loss"),
-        reference_loss=details.get("reference"),
-        drift_level="major" if is_drift else state.get("level"),
-        drifting_features=tuple(details.get("features", state.get("features", []))),
-        label_rate_shift=details.get("label_rate_shift"),
-        backtest="win" if signal.name == "challenger_better" else None,
-        backtest_z=details.get("z"),
-    )
 
 
 def _matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis) -> IncidentRow | None:
