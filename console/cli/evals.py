@@ -78,6 +78,7 @@ def run(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Scenario files or folders; default: the shipped suite.")
     ] = None,
+    suite: Annotated[bool, typer.Option("--suite", help="The shipped suite, beside any files.")] = False,
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="The first so many seeds of each; default: all.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = os.cpu_count() or 1,
@@ -106,7 +107,8 @@ def run(
     from evals.run import run_all
 
     _check_family(family)
-    scenarios = [s for _, s in load_all(files or [SCENARIOS]) if family in (None, s.family)]
+    wanted = [*(files or []), *([SCENARIOS] if suite or not files else [])]
+    scenarios = [s for _, s in load_all(wanted) if family in (None, s.family)]
     if not scenarios:
         raise InputError(f"no scenario of family {family!r}", remedy="Leave --family out to see what there is")
     if crash and mode != "rules":
