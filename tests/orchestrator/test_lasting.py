@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -47,6 +48,18 @@ def test_a_change_that_stays_is_quarantined_for_a_while_and_then_normal(
         assert words in text and f"since {start}" in text
         assert [d.verdict for d in stage.log() if d.kind == "observed" and d.verdict == "lasting"] == ["lasting"]
         stage.check_books()
+
+
+def test_a_fault_in_every_block_is_one_incident_where_blocks_are_longer_than_the_recovery(quick: Quick) -> None:
+    long_blocks = {**LASTING, "block": days(2), "recovery": timedelta(hours=12), "backtest": days(8)}
+    with quick(truth=replace(LONG, history_days=60), monitoring=long_blocks) as stage:
+        stage.start()
+        stage.days(12)
+        stage.drift("new_level", 0.4, features=("plan",))
+        stage.days(10)
+
+        faults = [row.resolution for row in stage.incidents() if row.cause == "data_fault"]
+        assert faults == ["new_normal"]
 
 
 def without_offline_values(stage: Stage) -> Any:
