@@ -15,6 +15,7 @@ from orchestrator.change import begin_anew, gives_up_at
 from orchestrator.context import written_weights
 from orchestrator.crew import Crew, keep_evidence, observe, tell
 from orchestrator.runs import cite
+from orchestrator.segment_watch import no_remedy
 from orchestrator.triage import learn_from_win
 from state import store
 from state.ledger import CommittedIntent
@@ -97,27 +98,13 @@ def _backtested(
         )  # fmt: skip
     again = _look_again(crew, conn, run, spec, intent, paired)
     if incident is not None and not won and again is None and "segment" in paired:
-        run.facts["story"] = _no_remedy(incident, paired)
+        run.facts["story"] = no_remedy(incident, paired)
     observe(
         crew, conn, model=intent.model, topic="backtest", verdict=str(paired["verdict"]), run_id=run.id,
         incident_id=run.subject_id if run.subject_kind == "incident" else None, actor='Agent::"training"',
         summary=_paired_sentence(intent, paired, again), details={**paired, "args": dict(intent.args)},
         evidence_ids=[evidence_id],
     )  # fmt: skip
-
-
-def _no_remedy(incident: IncidentRow, paired: dict[str, JsonValue]) -> str:
-    """What the owner of a model is told of a segment that retraining does not mend."""
-    if paired["verdict"] == "no_verdict":
-        why = f"there were too few rows to tell whether retraining helps ({paired['open_because']})"
-    elif not paired["whole_holds"] and float(str(paired["z"])) >= float(str(paired["needed_z"])):
-        why = "retraining helps there and harms the whole"
-    else:
-        why = "retraining does not help"
-    return (
-        f"degraded in {paired['segment']}, {why}. {incident.body.get('text')}. The champion stays: whether the segment is "
-        "to be served by it, and whether its labels are right, is for a person to decide"
-    )
 
 
 def _look_again(

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from orchestrator.change import level_since, onset_of
 from orchestrator.segment_book import SegmentBook, read_segments, save_segments
 from orchestrator.signals import WINDOW_BLOCKS, Signal
+from state.rows import IncidentRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 from tools.drift.segments import Confined, losses_of
@@ -202,3 +204,17 @@ def _is_raised(book: SegmentBook, segment: str) -> bool:
 def _remember(book: SegmentBook, risen: _Risen, *, confined: bool) -> None:
     state = {"size": risen.size, "block": risen.block, "level": risen.level, "confined": confined}
     book.raised[risen.segment] = state
+
+
+def no_remedy(incident: IncidentRow, paired: dict[str, JsonValue]) -> str:
+    """What the owner of a model is told of a segment that retraining does not mend."""
+    if paired["verdict"] == "no_verdict":
+        why = f"there were too few rows to tell whether retraining helps ({paired['open_because']})"
+    elif not paired["whole_holds"] and float(str(paired["z"])) >= float(str(paired["needed_z"])):
+        why = "retraining helps there and harms the whole"
+    else:
+        why = "retraining does not help"
+    return (
+        f"degraded in {paired['segment']}, {why}. {incident.body.get('text')}. The champion stays: whether the segment is "
+        "to be served by it, and whether its labels are right, is for a person to decide"
+    )

@@ -45,7 +45,7 @@ def test_c05_before_the_first_shift_no_metric_of_the_candidate_is_queried(
     stage.days(1)
 
     assert stage.weights() == {"1": 100, "2": 0}
-    assert "2" not in asked
+    assert set(asked) == {"1"}
 
 
 def test_c07_another_version_supersedes_a_running_canary_after_its_traffic_is_back(at: At) -> None:
