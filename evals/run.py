@@ -12,13 +12,16 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_complet
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from evals.book import deeds
+from evals.bookmark import branch_day, place
 from evals.graders import Gate, first_fault, first_held, grade
 from evals.language import Source, Trial
 from evals.oracle import oracle_harm
 from evals.scenario import Family, IncidentIs, PersonKnows, Scenario
 from evals.scene import Scene
-from evals.stage import set_stage
+from evals.stage import Stage, set_stage, set_stage_at
 from evals.twins import Twin, harm_by_day, longest, play_twin, twin_key
 from evals.view import View
 from state.canonical import digest
@@ -81,6 +84,8 @@ class Job:
     seed: int
     twin: Twin | None = None
     """The healthy twin, where it was played already."""
+    bookmark: Path | None = None
+    """Where that twin left the state from which this run goes on; None: it begins at the beginning."""
     source: Source | None = None
     """Answers for a scenario that needs a language model."""
 
@@ -96,6 +101,8 @@ def _begin_worker() -> None:
     # Imported modules are no garbage, and looking for cycles every 700 objects cost a run 7 % of its time.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    # Each worker has a core; on small matrices a second thread mostly spins.
+    threadpool_limits(1)
 
 
 def harness_error(exc: BaseException) -> str:
@@ -130,44 +137,65 @@ def run_all(
     """
     jobs = [Job(scenario=s, seed=seed, source=source) for s in scenarios for seed in s.seeds[:seeds]]
     results: dict[int, RunResult] = {}
-    with worker_pool(n_jobs) as pool:
-        for index, result in _played(jobs, pool):
+    with tempfile.TemporaryDirectory(prefix="steady-twins-") as folder, worker_pool(n_jobs) as pool:
+        for index, result in _played(jobs, pool, Path(folder)):
             results[index] = result
             told(result, len(results), len(jobs))
     return [results[index] for index in range(len(jobs))]
 
 
-def _played(jobs: Sequence[Job], pool: Executor) -> Iterator[tuple[int, RunResult]]:
-    """Shared twins first: a run is graded against its own, and none is played twice."""
+def _played(jobs: Sequence[Job], pool: Executor, folder: Path) -> Iterator[tuple[int, RunResult]]:
+    """Shared twins first: a run is graded against its own and begins where it leaves it, and none is played twice."""
     shared = longest((job.scenario, job.seed) for job in jobs)
-    playing = {key: pool.submit(_try_twin, *run) for key, run in shared.items()}
+    branches: dict[str, set[int]] = {}
+    for job in jobs:
+        branches.setdefault(twin_key(job.scenario, job.seed), set()).add(branch_day(job.scenario))
+    playing = {
+        key: pool.submit(_try_twin, *run, folder / key, branches[key]) for key, run in shared.items()
+    }  # fmt: skip
     waiting: dict[Future[RunResult], int] = {}
     for index, job in enumerate(jobs):
-        twin = playing[twin_key(job.scenario, job.seed)].result() if job.scenario.twin else None
-        waiting[pool.submit(run_job, replace(job, twin=twin))] = index
+        key = twin_key(job.scenario, job.seed)
+        twin = playing[key].result() if key in playing else None
+        bookmark = place(folder / key, branch_day(job.scenario)) if twin is not None else None
+        ready = replace(
+            job,
+            twin=twin if job.scenario.twin else None,
+            bookmark=bookmark if bookmark is not None and bookmark.exists() else None,
+        )
+        waiting[pool.submit(run_job, ready)] = index
     for done in as_completed(waiting):
         yield waiting[done], done.result()
 
 
-def _try_twin(scenario: Scenario, seed: int) -> Twin | None:
+def _try_twin(scenario: Scenario, seed: int, folder: Path, bookmarks: set[int]) -> Twin | None:
     """The twin; None where the harness fails on it, which every run of it then finds and tells."""
     try:
-        return play_twin(scenario, seed)
+        return play_twin(scenario, seed, folder, bookmarks=bookmarks)
     except Exception:  # noqa: BLE001  # told by each run that plays it again
         return None
 
 
 def _run(job: Job, folder: Path) -> RunResult:
     trial = _trial(job)
-    stage = set_stage(job.scenario, seed=job.seed, folder=folder / "run", language=trial)
-    unmet = [View.of(stage.scene).unmet(job.scenario.wanted) for _ in stage.play()]
-    twin = job.twin or play_twin(job.scenario, job.seed) if job.scenario.twin else None
+    stage, unmet = _staged(job, folder / "run", trial)
+    unmet += [View.of(stage.scene).unmet(job.scenario.wanted) for _ in stage.play()]
+    twin = job.twin or play_twin(job.scenario, job.seed, folder / "twin") if job.scenario.twin else None
     twin = twin.until(job.scenario.days) if twin is not None else None
     view = View.of(stage.scene)
     asked = tuple(trial.asked.values()) if trial is not None else ()
     result = _result(job, view, grade(stage, view, unmet, twin=twin), unmet, twin, asked=asked)
     stage.scene.crew.db.close()
     return result
+
+
+def _staged(job: Job, folder: Path, trial: Trial | None) -> tuple[Stage, list[list[str]]]:
+    """The scenario where the job begins it, and what was unmet on the evenings before."""
+    if job.bookmark is None:
+        return set_stage(job.scenario, seed=job.seed, folder=folder, language=trial), []
+    stage = set_stage_at(job.bookmark, job.scenario, seed=job.seed, folder=folder, language=trial)
+    # Only the last of those evenings matters: times count from the first fault, which comes later.
+    return stage, [View.of(stage.scene).unmet(job.scenario.wanted)] * stage.first_day
 
 
 def _trial(job: Job) -> Trial | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -36,6 +37,8 @@ class Scene:
     world: World
     clock: SteppedClock
     crew: Crew
+    draws: random.Random
+    """What the crew's new ids are made of."""
     said: list[str] = field(default_factory=list)
     language: LanguageModel | None = None
     """What reads goals in free words; None: the rules alone."""

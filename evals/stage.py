@@ -11,7 +11,9 @@ from pathlib import Path
 
 from langgraph.checkpoint.memory import InMemorySaver
 
+from evals.bookmark import branch_day, leave, take_up
 from evals.happenings import Happenings
+from evals.injections import AnyInjection
 from evals.loading import spec_of
 from evals.playbook import SETUP_APPROVER, answer_as_people
 from evals.scenario import Scenario, WorldModel
@@ -39,6 +41,8 @@ from state.spec import ModelSpec
 from state.store import Database
 from tools.language import LanguageModel
 
+FIRST_WORKER = "worker-1"
+SET_UP = -1
 MAX_TICKS = 400
 """Ticks in which one day has to become quiet."""
 
@@ -50,16 +54,23 @@ class Stage:
     scene: Scene
     happenings: Happenings
     graph: Graph
+    first_day: int = SET_UP
+    """Live day that comes next; `SET_UP`: the models are not there yet."""
     forget_threads: bool = False
     """Delete every LangGraph row before every tick."""
     n_restarts: int = 0
+    bookmarks: dict[int, Path] = field(default_factory=dict)
+    """Live day -> new folder for the state before its morning."""
     stuck_days: list[int] = field(default_factory=list)
     """Days on which the loop did not become quiet."""
 
     def play(self) -> Iterator[int]:
         """Live through the scenario; yields the number of each live day once it is over."""
-        self._open()
-        for day in range(self.scene.scenario.days):
+        if self.first_day == SET_UP:
+            self._open()
+        for day in range(max(self.first_day, 0), self.scene.scenario.days):
+            if day in self.bookmarks:
+                leave(self.scene, self.bookmarks[day])
             self.happenings.morning(self.scene, day)
             self.scene.world.advance()
             self._settle(day)
@@ -72,7 +83,8 @@ class Stage:
         scene.world.kill()
         scene.crew.db.close()
         self.n_restarts += 1
-        scene.crew = make_crew(scene.folder, scene.world, scene.clock, scene.said, start=self.n_restarts)
+        scene.draws = draws_of(scene.seed, start=self.n_restarts)
+        scene.crew = make_crew(scene.folder, scene.world, scene.clock, scene.said, draws=scene.draws)
         self.graph = build_graph(InMemorySaver())
 
     def _open(self) -> None:
@@ -111,7 +123,8 @@ class Stage:
             self.graph = build_graph(InMemorySaver())
         try:
             if scene.second_worker:
-                rival = make_crew(scene.folder, scene.world, scene.clock, scene.said, owner="worker-2")
+                draws = draws_of(scene.seed, owner="worker-2")
+                rival = make_crew(scene.folder, scene.world, scene.clock, scene.said, draws=draws, owner="worker-2")
                 tick(rival, build_graph(InMemorySaver()), spec)
                 rival.db.close()
             return tick(scene.crew, self.graph, spec).outcome in ("progressed", "busy")
@@ -123,18 +136,39 @@ class Stage:
 def set_stage(
     scenario: Scenario, *, seed: int, folder: Path, twin: bool = False, language: LanguageModel | None = None
 ) -> Stage:
-    """The scenario before its first day; `twin` leaves out every fault of its timeline."""
+    """The scenario before its set-up; `twin` leaves out every fault of its timeline."""
     world = World(folder / "world", seed=seed, start=scenario.start)
     for model in scenario.models:
         world.add(spec_of(model), truth_of(model))
     (folder / "second").mkdir(parents=True)
+    timeline = [entry for entry in scenario.timeline if entry.harmless or not twin]
+    return _stage(_scene(scenario, seed, folder, world, draws_of(seed), language), timeline)
+
+
+def set_stage_at(
+    bookmark: Path, scenario: Scenario, *, seed: int, folder: Path, language: LanguageModel | None = None
+) -> Stage:
+    """The scenario on the morning of its `branch_day`, where its healthy twin left a bookmark."""
+    draws = random.Random()  # noqa: S311  # ids of a simulation
+    world = take_up(bookmark, folder, draws)
+    scene = _scene(scenario, seed, folder, world, draws, language)
+    stage = _stage(scene, scenario.timeline)
+    stage.first_day = branch_day(scenario)
+    return stage
+
+
+def _scene(
+    scenario: Scenario, seed: int, folder: Path, world: World, draws: random.Random, language: LanguageModel | None
+) -> Scene:
     clock = SteppedClock(world.clock)
     said: list[str] = []
-    crew = make_crew(folder, world, clock, said)
-    scene = Scene(
-        folder=folder, scenario=scenario, seed=seed, world=world, clock=clock, crew=crew, said=said, language=language
-    )
-    timeline = [entry for entry in scenario.timeline if entry.harmless or not twin]
+    return Scene(
+        folder=folder, scenario=scenario, seed=seed, world=world, clock=clock, draws=draws, said=said,
+        crew=make_crew(folder, world, clock, said, draws=draws), language=language,
+    )  # fmt: skip
+
+
+def _stage(scene: Scene, timeline: list[AnyInjection]) -> Stage:
     return Stage(scene=scene, happenings=Happenings(timeline), graph=build_graph(InMemorySaver()))
 
 
@@ -165,6 +199,11 @@ def _enter(crew: Crew, spec: ModelSpec, goal_text: str | None) -> None:
             state_goal(conn, goal, text=goal_text or "", user="operator", stamp=crew.stamp(), ids=crew.ids)
 
 
+def draws_of(seed: int, *, start: int = 0, owner: str = FIRST_WORKER) -> random.Random:
+    """Random numbers behind a process's ids: one that starts again draws others, even at the same domain time."""
+    return random.Random(f"{seed}/{start}/{owner}")  # noqa: S311  # ids of a simulation
+
+
 @functools.cache
 def _empty_database() -> bytes:
     """A database of this release's schema: making one takes longer than living through a day."""
@@ -181,16 +220,14 @@ def _shipped() -> PolicySet:
 
 
 def make_crew(
-    folder: Path, world: World, clock: Clock, said: list[str], *, start: int = 0, owner: str = "worker-1"
+    folder: Path, world: World, clock: Clock, said: list[str], *, draws: random.Random, owner: str = FIRST_WORKER
 ) -> Crew:
-    """A control plane over the state in `folder`; `start` counts restarts."""
+    """A control plane over the state in `folder`; `draws` make its ids."""
     path = folder / "steady.db"
     if not path.exists():
         path.write_bytes(_empty_database())
     db = Database.open(f"sqlite:///{path}", durable=False)
-    # Another process draws other ids, even at the same moment of domain time.
-    source = random.Random(f"{world.state.seed}/{start}/{owner}")  # noqa: S311  # ids of a simulation
-    ids = Uuid7Source(source, milliseconds=lambda: int(clock.now().timestamp() * 1000))
+    ids = Uuid7Source(draws, milliseconds=lambda: int(clock.now().timestamp() * 1000))
     policy = CurrentPolicy(policy_folder(folder), _shipped())
     return Crew(
         db=db, policy=policy, platform=build(world), clock=clock, wall=clock, ids=ids, owner=owner,

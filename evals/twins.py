@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from evals.book import deeds
+from evals.bookmark import place
 from evals.scenario import EffectName, Scenario
 from evals.scene import Scene
 from evals.stage import set_stage
@@ -47,14 +47,14 @@ def harm_by_day(scene: Scene) -> dict[int, float]:
     return found
 
 
-def play_twin(scenario: Scenario, seed: int) -> Twin:
-    """Live through the scenario without its faults."""
-    with tempfile.TemporaryDirectory(prefix="steady-twin-") as folder:
-        stage = set_stage(scenario, seed=seed, folder=Path(folder), twin=True)
-        for _ in stage.play():
-            continue
-        stage.scene.crew.db.close()
-        return Twin.of(stage.scene)
+def play_twin(scenario: Scenario, seed: int, folder: Path, *, bookmarks: Iterable[int] = ()) -> Twin:
+    """Live through the scenario without its faults in a new folder, with bookmarks of some live days beside it."""
+    stage = set_stage(scenario, seed=seed, folder=folder / "run", twin=True)
+    stage.bookmarks = {day: place(folder, day) for day in bookmarks}
+    for _ in stage.play():
+        continue
+    stage.scene.crew.db.close()
+    return Twin.of(stage.scene)
 
 
 def twin_key(scenario: Scenario, seed: int) -> str:

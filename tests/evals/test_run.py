@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from evals.bookmark import branch_day, place
 from evals.run import Job, run_all, run_job
 from evals.scenario import Scenario
-from evals.twins import longest
+from evals.stage import set_stage_at
+from evals.twins import longest, play_twin
 
 QUICK: dict[str, Any] = {
     "monitoring": {"cadence": "P8D", "backtest": "P4D", "min_blocks": 3, "recovery": "P1D"},
@@ -141,3 +143,27 @@ def test_scenarios_of_one_world_share_one_twin_and_get_the_same_results() -> Non
     assert [(s.id, seed) for s, seed in longest(runs).values()] == [("long", 1), ("long", 2), ("named", 1)]
     alone = [run_job(Job(scenario=s, seed=1)) for s in (short, long)]
     assert run_all([short, long], seeds=1, n_jobs=2) == alone
+
+
+def test_a_run_that_goes_on_from_its_twin_ends_as_if_it_had_been_played_from_the_beginning(tmp_path: Path) -> None:
+    turned = scenario(
+        days=16, twin=True, timeline=[{"day": 5, "inject": "concept", "magnitude": 0.8}], deadline_days=10,
+        truth={"cause": ["concept_drift", "stale_model"]}, wanted=[{"state": "champion", "version": "newer"}],
+    )  # fmt: skip
+    twin = play_twin(turned, 1, tmp_path, bookmarks=[5])
+
+    stage = set_stage_at(place(tmp_path, 5), turned, seed=1, folder=tmp_path / "seen")
+    going_on = run_job(Job(scenario=turned, seed=1, twin=twin, bookmark=place(tmp_path, 5)))
+
+    assert list(stage.scene.world.model("churn").versions), "the first champion came along"
+    assert [day for day, _ in zip(stage.play(), range(1), strict=False)] == [5]
+    assert going_on.error == ""
+    assert going_on.actions > 0
+    assert going_on == run_job(Job(scenario=turned, seed=1))
+
+
+def test_a_scenario_without_a_fault_is_played_from_its_set_up_on() -> None:
+    busy = {"day": 3, "inject": "volume", "magnitude": 1.2, "harmless": True}
+
+    assert branch_day(scenario(timeline=[busy])) == 0
+    assert branch_day(scenario(timeline=[busy, {"day": 4, "inject": "concept", "magnitude": 1}])) == 3
