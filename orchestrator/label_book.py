@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 from datetime import datetime
 from typing import Any, cast
+
+import msgspec
 
 from agents.labels import LabelledBlock, check_labels, labelled_blocks
 from agents.monitoring import Measured
@@ -105,16 +106,16 @@ def label_reference(
     row = store.get(conn, DetectorRow, f"{spec.model}/reference/{version}")
     known = cast("list[dict[str, Any]]", row.state.get("labels") or []) if row is not None else []
     if len(known) >= MIN_REFERENCE:
-        return _reference(json.dumps([[block["block"], block["cells"]] for block in known])), live
+        return _reference(msgspec.json.encode([[block["block"], block["cells"]] for block in known])), live
     if len(live) < LIVE_REFERENCE:
         return None, []
     return reference_of(live[:LIVE_REFERENCE]), live[LIVE_REFERENCE:]
 
 
 @functools.lru_cache(maxsize=16)
-def _reference(blocks: str) -> LabelReference | None:
+def _reference(blocks: bytes) -> LabelReference | None:
     """The reference of a version's training blocks, which every look needs and none changes."""
-    return reference_of([LabelCounts.from_cells(block, cells) for block, cells in json.loads(blocks)])
+    return reference_of([LabelCounts.from_cells(block, cells) for block, cells in msgspec.json.decode(blocks)])
 
 
 def _rows(conn: Connection, spec: ModelSpec, *, n_newest: int = KEPT) -> list[BlockRow]:

@@ -114,7 +114,10 @@ def test_block_losses_read_class_probabilities() -> None:
     ],
 )
 def test_blocks_are_named_by_their_start(block: timedelta, expected: str) -> None:
-    assert block_of(frame()["event_time"], block)[0] == expected
+    times = frame()["event_time"]
+    assert block_of(times, block)[0] == expected
+    # Times of one block take another way than those of several.
+    assert block_of(times, block).to_list() == [block_of(times[k : k + 1], block).item() for k in range(len(times))]
 
 
 def test_reference_takes_the_larger_of_tolerance_and_two_errors() -> None:

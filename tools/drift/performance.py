@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from state.clock import utc
 from state.spec import LOWER_IS_BETTER, Metric
 from tools.drift.longrun import long_run_error
 
@@ -66,6 +67,11 @@ def metric_value(metric: Metric, loss: float) -> float:
 def block_of(times: pl.Series, block: timedelta) -> pl.Series:
     """Start of the block of each UTC time, as text: an ISO date where blocks are whole days, else an ISO time."""
     length = block // timedelta(microseconds=1)
+    first, last = times.min(), times.max()
+    if isinstance(first, datetime) and isinstance(last, datetime) and not times.null_count():
+        name = block_at(utc(first), block)
+        if name == block_at(utc(last), block):
+            return pl.repeat(name, len(times), eager=True)  # the rows of a look, as a rule: writing a time is slow
     if length == 86_400_000_000:
         return times.dt.strftime("%Y-%m-%d")
     micros = times.dt.epoch("us")
@@ -277,6 +283,24 @@ def _roc_auc(positive: npt.NDArray[np.bool_], score: Floats) -> float:
         ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     above = float(ranks[positive[order]].sum()) - n_positive * (n_positive + 1) / 2
     return above / (n_positive * (len(positive) - n_positive))
+
+
+def roc_auc_of_subsets(positive: npt.NDArray[np.bool_], score: Floats, subsets: npt.NDArray[np.bool_]) -> Floats | None:
+    """ROC AUC inside each of `subsets` `(n_subsets, n_rows)`, NaN where it has a single class; None where scores tie.
+
+    One sort of the block serves every subset: without ties a row's rank in one is the number of its rows up to there.
+    """
+    order = np.argsort(score, kind="stable")
+    ordered = score[order]
+    if not (ordered[1:] > ordered[:-1]).all():
+        return None
+    hit, up = subsets[:, order], positive[order]
+    ours = hit & up
+    n_positive, n_rows = ours.sum(axis=1), hit.sum(axis=1)
+    ranks = np.where(ours, np.cumsum(hit, axis=1), 0).sum(axis=1)
+    n_pairs = n_positive * (n_rows - n_positive)
+    above = ranks - n_positive * (n_positive + 1) / 2
+    return np.asarray(np.divide(above, n_pairs, out=np.full(len(subsets), np.nan), where=n_pairs > 0))
 
 
 def _average_precision(positive: npt.NDArray[np.bool_], score: Floats) -> float:

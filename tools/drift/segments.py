@@ -19,7 +19,14 @@ import polars as pl
 
 from state.spec import Metric, ModelSpec
 from tools.drift.longrun import long_run_error
-from tools.drift.performance import Reference, block_loss, block_of, reference_from_losses, scores_of
+from tools.drift.performance import (
+    Reference,
+    block_loss,
+    block_of,
+    reference_from_losses,
+    roc_auc_of_subsets,
+    scores_of,
+)
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -107,11 +114,14 @@ def segment_losses(
     found: Losses = {}
     for at, name in enumerate(names):
         rows = order[edges[at] : edges[at + 1]]
-        cells = {
-            segment: cell
-            for segment, hit in _members(coded, rows)
-            if (cell := _cell(metric, y[rows], s[rows], hit, threshold=threshold)) is not None
-        }
+        members = _members(coded, rows)
+        cells = _areas(y[rows], s[rows], members) if metric == "roc_auc" and s.ndim == 1 else None
+        if cells is None:
+            cells = {
+                segment: cell
+                for segment, hit in members.items()
+                if (cell := _cell(metric, y[rows], s[rows], hit, threshold=threshold)) is not None
+            }
         if cells:
             found[str(name)] = cells
     return found
@@ -135,7 +145,7 @@ def frame_segments(
 
 def _members(
     coded: Mapping[str, tuple[list[str], npt.NDArray[np.int64]]], rows: npt.NDArray[np.int64]
-) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+) -> dict[str, npt.NDArray[np.bool_]]:
     """The block's largest segments, each with its rows among `rows`."""
     sizes: list[tuple[int, str, npt.NDArray[np.int64], int]] = []
     for feature, (levels, codes) in coded.items():
@@ -144,7 +154,24 @@ def _members(
         large = np.flatnonzero((counts >= MIN_ROWS) & (counts <= MAX_SHARE * len(rows)))
         sizes += [(int(counts[code]), f"{feature}={levels[code]}", here, int(code)) for code in large]
     sizes.sort(key=lambda size: (-size[0], size[1]))
-    return [(segment, here == code) for _, segment, here, code in sizes[:MAX_SEGMENTS]]
+    return {segment: here == code for _, segment, here, code in sizes[:MAX_SEGMENTS]}
+
+
+def _areas(y: Floats, score: Floats, members: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, SegmentLoss] | None:
+    """`_cell` of every segment of a block under ROC AUC, from one sort; None where scores tie."""
+    if not members:
+        return {}
+    hits = np.stack([*members.values()])
+    areas = roc_auc_of_subsets(y == 1, score, np.concatenate([hits, ~hits]))
+    if areas is None:
+        return None
+    return {
+        segment: SegmentLoss(loss=float(1.0 - inside), n=int(n), outside=None if np.isnan(outside) else float(1.0 - outside))
+        for segment, n, inside, outside in zip(
+            members, hits.sum(axis=1), areas[: len(hits)], areas[len(hits) :], strict=True
+        )
+        if not np.isnan(inside)
+    }  # fmt: skip
 
 
 def _cell(
