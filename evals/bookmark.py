@@ -1,8 +1,8 @@
-"""Bookmarks in a healthy twin: scenarios of one world are the same until the first entry of their timelines.
+"""Bookmarks of a run: its world and its state before a morning, from which other runs go on.
 
-A twin leaves its state before the mornings on which such scenarios begin to differ; each of them goes on from there in
-a folder of its own, and ends as if it had been played from the beginning. LangGraph's checkpoints stay behind, as they
-may at any time.
+Scenarios of one world are the same until the first entry of their timelines, and a run that is killed on some day is
+the same as the one in peace until then. Each goes on from there in a folder of its own, and ends as if it had been
+played from the beginning. LangGraph's checkpoints stay behind, as they may at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from evals.scenario import Scenario
-from evals.scene import Scene
+from evals.scene import POLICY_COPY, Scene
 from evals.world.world import World
 
 
@@ -27,13 +27,15 @@ def branch_day(scenario: Scenario) -> int:
 
 
 def place(folder: Path, day: int) -> Path:
-    """Where a twin that has `folder` leaves its bookmark of a day."""
+    """Where a run leaves its bookmark of a live day in `folder`."""
     return folder / f"day-{day}"
 
 
 def leave(scene: Scene, to: Path) -> None:
     """Copy the state of a quiet world and of its control plane into a new folder."""
     shutil.copytree(scene.folder / "second", to / "second")
+    if (scene.folder / POLICY_COPY).exists():
+        shutil.copytree(scene.folder / POLICY_COPY, to / POLICY_COPY)
     shutil.copy(scene.folder / "key", to / "key")
     (to / "world").mkdir()
     shutil.copy(scene.world.save(), to / "world")
@@ -45,7 +47,7 @@ def leave(scene: Scene, to: Path) -> None:
 
 
 def take_up(bookmark: Path, folder: Path, draws: random.Random) -> World:
-    """Copy a bookmark to the new folder of a run and set `draws`. Packages of versions stay where the twin made them."""
+    """Copy a bookmark to the new folder of a run and set `draws`. Packages of versions stay where they were made."""
     shutil.copytree(bookmark, folder)
     kind, numbers, rest = json.loads((folder / "draws.json").read_text())
     draws.setstate((kind, tuple(numbers), rest))

@@ -14,10 +14,11 @@ import msgspec
 from pydantic import JsonValue
 
 from evals.book import deeds, repeated
+from evals.bookmark import leave, place
 from evals.run import RunResult, harness_error, worker_pool
 from evals.scenario import Scenario
 from evals.scene import Scene
-from evals.stage import Stage, set_stage
+from evals.stage import Moment, Stage, set_stage, set_stage_at
 from evals.view import View
 from evals.world.faults import Fault, Faults, Killed
 
@@ -46,7 +47,20 @@ class Played:
     ending: Ending
     methods: tuple[str, ...]
     """The calls that change the world, in order."""
+    mornings: tuple[Morning, ...] = ()
+    """Of the live days but the first, where bookmarks of them were left."""
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Morning:
+    """Where the run in peace stood before a live day: a crashed run is the same up to there, and need not play it."""
+
+    bookmark: Path
+    day: int
+    n_effects: int
+    """Calls that had changed the world by then."""
+    moment: Moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,16 +129,20 @@ def check_crashes(
 
 def crash_scenario(scenario: Scenario, seed: int, pool: Executor, told: Callable[[str], None]) -> CrashReport:
     """Play the scenario once in peace and once for each crash; say which ended otherwise."""
-    calm = pool.submit(play, scenario, seed, Crash(kind="none")).result()
-    crashes = list(_crashes(calm))
-    told(f"{scenario.id}: {len(calm.methods)} effects in peace, {len(crashes)} runs with a crash follow")
-    playing = {pool.submit(play, scenario, seed, crash): nth for nth, crash in enumerate(crashes)}
     why: dict[int, str] = {}
-    for n_ended, done in enumerate(as_completed(playing), start=1):
-        nth = playing[done]
-        why[nth] = _why(calm, done.result())
-        ended = f"otherwise: {why[nth]}" if why[nth] else "the same"
-        told(f"{scenario.id}: crash {n_ended} of {len(crashes)}, {crashes[nth]}, ended {ended}")
+    with tempfile.TemporaryDirectory(prefix="steady-calm-") as folder:
+        calm = pool.submit(play, scenario, seed, Crash(kind="none"), bookmarks=Path(folder)).result()
+        crashes = list(_crashes(calm))
+        told(f"{scenario.id}: {len(calm.methods)} effects in peace, {len(crashes)} runs with a crash follow")
+        playing = {
+            pool.submit(play, scenario, seed, crash, since=_since(calm, crash)): nth
+            for nth, crash in enumerate(crashes)
+        }
+        for n_ended, done in enumerate(as_completed(playing), start=1):
+            nth = playing[done]
+            why[nth] = _why(calm, done.result())
+            ended = f"otherwise: {why[nth]}" if why[nth] else "the same"
+            told(f"{scenario.id}: crash {n_ended} of {len(crashes)}, {crashes[nth]}, ended {ended}")
     problems = [calm.error and f"in peace: {calm.error}"]
     problems += [why[nth] and f"{crash}: {why[nth]}" for nth, crash in enumerate(crashes)]
     return CrashReport(
@@ -136,17 +154,33 @@ def crash_scenario(scenario: Scenario, seed: int, pool: Executor, told: Callable
     )
 
 
-def play(scenario: Scenario, seed: int, crash: Crash) -> Played:
-    """The end of one run; an exception of the harness or of the crew is told as one."""
+def _since(calm: Played, crash: Crash) -> Morning | None:
+    """The morning of the day on which the crash comes; None where the run has to begin at the beginning."""
+    before = [morning for morning in calm.mornings if morning.n_effects < crash.nth]
+    return before[-1] if before else None
+
+
+def play(
+    scenario: Scenario, seed: int, crash: Crash, *, since: Morning | None = None, bookmarks: Path | None = None
+) -> Played:
+    """The end of one run, from a morning of the run in peace on; an exception of the harness or the crew is told as one.
+
+    `bookmarks` is a folder for those of every morning, and for the run itself.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="steady-crash-") as folder:
-            return _play(set_stage(scenario, seed=seed, folder=Path(folder) / "run"), crash)
+            # Packages stay where they were made, for the runs that go on from a bookmark.
+            run = (bookmarks or Path(folder)) / "run"
+            if since is None:
+                return _play(set_stage(scenario, seed=seed, folder=run), crash, bookmarks=bookmarks)
+            stage = set_stage_at(since.bookmark, scenario, since.day, seed=seed, folder=run, moment=since.moment)
+            return _play(stage, replace(crash, nth=crash.nth - since.n_effects))
     except (Exception, Killed) as exc:  # noqa: BLE001  # told with its moment, and the crash fails by it
         return Played(ending={}, methods=(), error=harness_error(exc))
 
 
-def _play(stage: Stage, crash: Crash) -> Played:
-    faults = stage.scene.world.faults
+def _play(stage: Stage, crash: Crash, *, bookmarks: Path | None = None) -> Played:
+    faults, n_before = stage.scene.world.faults, stage.n_restarts
     listener = _Listener(method="*", kind="outage", nth=_NEVER)
     faults.add(listener)
     if crash.kind == "before":
@@ -154,13 +188,25 @@ def _play(stage: Stage, crash: Crash) -> Played:
     elif crash.kind == "after":
         faults.active.insert(0, _Kill(method="*", kind="crash_after", nth=crash.nth, effects_only=True, world=faults))
     stage.forget_threads = crash.kind == "forget"
-    for _ in stage.play():
-        continue
-    if crash.kind in ("before", "after") and stage.n_restarts == 0:
+    mornings: list[Morning] = []
+    for day in stage.play():
+        if bookmarks is not None and day + 1 < stage.scene.scenario.days:
+            mornings.append(_morning(stage, day + 1, listener, bookmarks))
+    if crash.kind in ("before", "after") and stage.n_restarts == n_before:
         return Played(ending={}, methods=(), error="the kill never came")
-    played = Played(ending=ending(stage), methods=tuple(listener.heard))
+    played = Played(ending=ending(stage), methods=tuple(listener.heard), mornings=tuple(mornings))
     stage.scene.crew.db.close()
     return played
+
+
+def _morning(stage: Stage, day: int, listener: _Listener, folder: Path) -> Morning:
+    bookmark = place(folder, day)
+    leave(stage.scene, bookmark)
+    faults = stage.scene.world.faults.active
+    faults.remove(listener)
+    moment = Moment.of(stage)
+    faults.append(listener)
+    return Morning(bookmark=bookmark, day=day, n_effects=len(listener.heard), moment=moment)
 
 
 def ending(stage: Stage) -> Ending:

@@ -193,9 +193,10 @@ def _staged(job: Job, folder: Path, trial: Trial | None) -> tuple[Stage, list[li
     """The scenario where the job begins it, and what was unmet on the evenings before."""
     if job.bookmark is None:
         return set_stage(job.scenario, seed=job.seed, folder=folder, language=trial), []
-    stage = set_stage_at(job.bookmark, job.scenario, seed=job.seed, folder=folder, language=trial)
+    day = branch_day(job.scenario)
+    stage = set_stage_at(job.bookmark, job.scenario, day, seed=job.seed, folder=folder, language=trial)
     # Only the last of those evenings matters: times count from the first fault, which comes later.
-    return stage, [View.of(stage.scene).unmet(job.scenario.wanted)] * stage.first_day
+    return stage, [View.of(stage.scene).unmet(job.scenario.wanted)] * day
 
 
 def _trial(job: Job) -> Trial | None:

@@ -6,19 +6,20 @@ import functools
 import random
 import tempfile
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from langgraph.checkpoint.memory import InMemorySaver
 
-from evals.bookmark import branch_day, leave, take_up
+from evals.bookmark import leave, take_up
 from evals.happenings import Happenings
 from evals.injections import AnyInjection
 from evals.loading import spec_of
 from evals.playbook import SETUP_APPROVER, answer_as_people
 from evals.scenario import Scenario, WorldModel
 from evals.scene import Scene, SteppedClock, policy_folder
-from evals.world.faults import Killed
+from evals.world.faults import Faults, Killed
 from evals.world.platform import build
 from evals.world.truth import Truth
 from evals.world.world import World
@@ -146,15 +147,52 @@ def set_stage(
 
 
 def set_stage_at(
-    bookmark: Path, scenario: Scenario, *, seed: int, folder: Path, language: LanguageModel | None = None
+    bookmark: Path,
+    scenario: Scenario,
+    day: int,
+    *,
+    seed: int,
+    folder: Path,
+    moment: Moment | None = None,
+    language: LanguageModel | None = None,
 ) -> Stage:
-    """The scenario on the morning of its `branch_day`, where its healthy twin left a bookmark."""
+    """The scenario on the morning of a live day, of which a run left a bookmark; `moment` where faults were under way."""
     draws = random.Random()  # noqa: S311  # ids of a simulation
     world = take_up(bookmark, folder, draws)
-    scene = _scene(scenario, seed, folder, world, draws, language)
-    stage = _stage(scene, scenario.timeline)
-    stage.first_day = branch_day(scenario)
+    stage = _stage(_scene(scenario, seed, folder, world, draws, language), scenario.timeline)
+    stage.first_day = day
+    if moment is not None:
+        moment.resume(stage)
     return stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What a run that is under way knows beside its world and its state: which faults began, and which are in force."""
+
+    happenings: Happenings
+    faults: Faults
+    began: dict[str, int]
+    refused: list[str]
+    n_restarts: int
+    stuck_days: list[int]
+
+    @classmethod
+    def of(cls, stage: Stage) -> Moment:
+        scene = stage.scene
+        found = cls(
+            happenings=stage.happenings, faults=scene.world.faults, began=scene.began, refused=scene.refused,
+            n_restarts=stage.n_restarts, stuck_days=stage.stuck_days,
+        )  # fmt: skip
+        return deepcopy(found)  # all at once: an end in `happenings` names its fault by the object
+
+    def resume(self, stage: Stage) -> None:
+        """Put a copy of everything in its place."""
+        kept, scene = deepcopy(self), stage.scene
+        stage.happenings = kept.happenings
+        scene.world.faults.add(*kept.faults.active)
+        scene.began, scene.refused = kept.began, kept.refused
+        stage.n_restarts, stage.stuck_days = kept.n_restarts, kept.stuck_days
 
 
 def _scene(

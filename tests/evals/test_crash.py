@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,22 @@ def test_what_a_kill_changes_of_the_end_is_named_with_the_effect_and_the_moment(
 
 def test_a_kill_that_never_comes_is_a_problem_and_no_pass() -> None:
     assert play(TINY, 1, Crash(kind="before", nth=999)).error == "the kill never came"
+
+
+def test_a_run_goes_on_from_any_morning_of_the_run_in_peace_with_the_faults_in_force_then(tmp_path: Path) -> None:
+    silent = {"inject": "platform", "method": "metrics.sample", "kind": "no_data", "times": None, "for_days": 3}
+    timeline = [
+        {"day": 2, "inject": "concept", "magnitude": 0.8}, {"day": 2, "when": "canary", **silent},
+        {"day": 17, "inject": "policy_edit", "file": "notes.cedar", "text": "// nothing\n"},
+    ]  # fmt: skip
+    turned = scenario(days=20, timeline=timeline, truth={"cause": ["concept_drift"], "or_none": True}, deadline_days=18)
+    calm = play(turned, 1, Crash(kind="none"), bookmarks=tmp_path)
+    began = next(morning for morning in calm.mornings if "platform" in morning.moment.began)
+
+    assert [morning.day for morning in calm.mornings] == [*range(1, 20)]
+    for morning in (calm.mornings[0], began, calm.mornings[-1]):
+        assert play(turned, 1, Crash(kind="none"), since=morning).ending == calm.ending
+    assert calm.mornings[-1].n_effects > calm.mornings[0].n_effects
 
 
 def test_missing_and_added_rows_are_told_apart() -> None:

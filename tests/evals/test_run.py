@@ -152,7 +152,7 @@ def test_a_run_that_goes_on_from_its_twin_ends_as_if_it_had_been_played_from_the
     )  # fmt: skip
     twin = play_twin(turned, 1, tmp_path, bookmarks=[5])
 
-    stage = set_stage_at(place(tmp_path, 5), turned, seed=1, folder=tmp_path / "seen")
+    stage = set_stage_at(place(tmp_path, 5), turned, 5, seed=1, folder=tmp_path / "seen")
     going_on = run_job(Job(scenario=turned, seed=1, twin=twin, bookmark=place(tmp_path, 5)))
 
     assert list(stage.scene.world.model("churn").versions), "the first champion came along"
