@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from evals.scenario import Scenario
-from evals.scene import POLICY_COPY, Scene
+from evals.scene import Scene
 from evals.world.world import World
 
 
@@ -32,10 +32,11 @@ def place(folder: Path, day: int) -> Path:
 
 
 def leave(scene: Scene, to: Path) -> None:
-    """Copy the state of a quiet world and of its control plane into a new folder."""
+    """Copy the state of a quiet world and of its control plane into a new folder.
+
+    Not where somebody has edited the policy files: what people were told names the folder that those are in.
+    """
     shutil.copytree(scene.folder / "second", to / "second")
-    if (scene.folder / POLICY_COPY).exists():
-        shutil.copytree(scene.folder / POLICY_COPY, to / POLICY_COPY)
     shutil.copy(scene.folder / "key", to / "key")
     (to / "world").mkdir()
     shutil.copy(scene.world.save(), to / "world")

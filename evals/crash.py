@@ -17,7 +17,7 @@ from evals.book import deeds, repeated
 from evals.bookmark import leave, place
 from evals.run import RunResult, harness_error, worker_pool
 from evals.scenario import Scenario
-from evals.scene import Scene
+from evals.scene import POLICY_COPY, Scene
 from evals.stage import Moment, Stage, set_stage, set_stage_at
 from evals.view import View
 from evals.world.faults import Fault, Faults, Killed
@@ -48,7 +48,7 @@ class Played:
     methods: tuple[str, ...]
     """The calls that change the world, in order."""
     mornings: tuple[Morning, ...] = ()
-    """Of the live days but the first, where bookmarks of them were left."""
+    """Of the live days after the first, where bookmarks of them were left."""
     error: str = ""
 
 
@@ -190,7 +190,8 @@ def _play(stage: Stage, crash: Crash, *, bookmarks: Path | None = None) -> Playe
     stage.forget_threads = crash.kind == "forget"
     mornings: list[Morning] = []
     for day in stage.play():
-        if bookmarks is not None and day + 1 < stage.scene.scenario.days:
+        last = day + 1 == stage.scene.scenario.days or (stage.scene.folder / POLICY_COPY).exists()
+        if bookmarks is not None and not last:
             mornings.append(_morning(stage, day + 1, listener, bookmarks))
     if crash.kind in ("before", "after") and stage.n_restarts == n_before:
         return Played(ending={}, methods=(), error="the kill never came")
