@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo install test test-slow check lint lock clean
+.PHONY: demo install test test-slow suite check lint lock clean
 
 $(VENV)/bin/uv:
 	python3 -m venv $(VENV)
@@ -29,6 +29,9 @@ test: $(DEV_STAMP)
 
 test-slow: $(DEV_STAMP)
 	$(VENV)/bin/pytest -m slow
+
+suite: $(STAMP)
+	$(VENV)/bin/steady eval run --seeds 1
 
 lint: $(DEV_STAMP)
 	$(VENV)/bin/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +22,7 @@ from evals.injections import (
     RouteEdit,
     Wish,
 )
+from evals.replays import foreign_parts, replay_problems, team_parts, with_whole_paths
 from evals.scenario import IncidentIs, QuarantineIs, Scenario, WorldModel
 from evals.world.faults import CALLS
 from evals.world.platform import example_spec
@@ -52,6 +54,7 @@ def load_scenario(path: Path) -> Scenario:
         InputError: not a scenario, or one that contradicts itself; every fault is named with line and field.
     """
     document = read_document(path, Scenario, _KIND)
+    document = replace(document, value=with_whole_paths(document.value, path.resolve().parent))
     problems = [f"{path}:{document.line(*where)}: {text}" for where, text in _problems(document)]
     if problems:
         raise InputError(
@@ -86,10 +89,18 @@ def spec_of(model: WorldModel) -> ModelSpec:
         ValidationError: what it changes is wrong.
     """
     parts: dict[str, JsonValue] = dict(QUICK) if model.pace == "quick" else {}
-    for name, given in model.spec.items():
-        known = parts.get(name)
-        parts[name] = {**known, **given} if isinstance(known, dict) and isinstance(given, dict) else given
-    return example_spec(model.name, label_delay_days=model.label_delay_days, **parts)
+    if model.replay is not None:
+        return ModelSpec.model_validate(_merged(_merged(team_parts(model), parts), model.spec))
+    return example_spec(model.name, label_delay_days=model.label_delay_days, **_merged(parts, model.spec))
+
+
+def _merged(parts: Mapping[str, JsonValue], more: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Parts of a spec with what `more` says: of a part with fields the named ones change."""
+    merged = dict(parts)
+    for name, given in more.items():
+        known = merged.get(name)
+        merged[name] = {**known, **given} if isinstance(known, dict) and isinstance(given, dict) else given
+    return merged
 
 
 def schema_text() -> str:
@@ -109,10 +120,15 @@ def _problems(document: Document[Scenario]) -> Iterator[Problem]:
     for index, model in enumerate(scenario.models):
         if model.name in specs:
             yield ("models", index, "name"), f"models[{index}].name: {model.name!r} is there twice"
-        foreign = [part for part in ("model", "data") if part in model.spec]
+        foreign = [part for part in foreign_parts(model) if part in model.spec]
         for part in foreign:
-            yield ("models", index, "spec", part), f"models[{index}].spec.{part} is that of the simulated world"
+            whose = "the replayed spec" if model.replay is not None else "the simulated world"
+            yield ("models", index, "spec", part), f"models[{index}].spec.{part} is that of {whose}"
         if foreign:
+            continue
+        unfit = list(replay_problems(model, index, scenario))
+        yield from unfit
+        if unfit:
             continue
         try:
             specs[model.name] = spec_of(model)
@@ -190,7 +206,8 @@ def _entry_problems(
             kind = TYPES.get(entry.inject)
             for name in [n for n in entry.features if kind is not None and types.get(n, kind) != kind]:
                 yield "features", f"`{entry.inject}` changes {kind} features, and {name!r} is {types[name]}"
-            if why := _level_problem(entry, types):
+            replayed = any(model.replay is not None and model.name in specs for model in scenario.models)
+            if not replayed and (why := _level_problem(entry, types)):
                 yield "level", why
         case PlatformFault():
             port = entry.method.split(".")[0]

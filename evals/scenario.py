@@ -21,6 +21,16 @@ EffectName: TypeAlias = Literal[
 than the champion."""
 
 
+class Replay(Part):
+    """A team's recorded rows in the place of simulated ones, with the spec that describes them."""
+
+    spec: Annotated[str, Field(min_length=1)]
+    """The model spec, as for `steady up`: relative to the scenario file, or absolute. It names files, columns, features
+    and recipe."""
+    first_day: Annotated[date, Field(strict=False)]
+    """The recorded day that is live day 0; those before it are the history."""
+
+
 class WorldModel(Part):
     """One managed model and the truth behind its data."""
 
@@ -32,6 +42,9 @@ class WorldModel(Part):
     """Parts of the model spec that differ from the example: `rollout: {...}` changes the named fields of that part."""
     tables: dict[str, list[str]] = {}
     """Upstream table -> the features read from it."""
+    replay: Replay | None = None
+    """Rows of a file; of the fields below `rows_per_day` is then the most of a day, the seed says which, and
+    `history_days` the days before the first live one. Harm is the whole loss, for the truth is not known."""
     rows_per_day: Annotated[int, Field(ge=0, le=100_000)] = 300
     history_days: Annotated[int, Field(ge=1, le=1_000)] = 60
     n_entities: Annotated[int, Field(ge=1, le=1_000_000)] = 400

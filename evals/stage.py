@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -21,6 +22,7 @@ from evals.scenario import Scenario, WorldModel
 from evals.scene import Scene, SteppedClock, policy_folder
 from evals.world.faults import Faults, Killed
 from evals.world.platform import build
+from evals.world.replayed import Replayed
 from evals.world.truth import Truth
 from evals.world.world import World
 from orchestrator.crew import Crew
@@ -140,7 +142,7 @@ def set_stage(
     """The scenario before its set-up; `twin` leaves out every fault of its timeline."""
     world = World(folder / "world", seed=seed, start=scenario.start)
     for model in scenario.models:
-        world.add(spec_of(model), truth_of(model))
+        world.add(spec_of(model), truth_of(model, scenario.start))
     (folder / "second").mkdir(parents=True)
     timeline = [entry for entry in scenario.timeline if entry.harmless or not twin]
     return _stage(_scene(scenario, seed, folder, world, draws_of(seed), language), timeline)
@@ -210,8 +212,10 @@ def _stage(scene: Scene, timeline: list[AnyInjection]) -> Stage:
     return Stage(scene=scene, happenings=Happenings(timeline), graph=build_graph(InMemorySaver()))
 
 
-def truth_of(model: WorldModel) -> Truth:
+def truth_of(model: WorldModel, start: date) -> Truth:
+    replay = model.replay
     return Truth(
+        replay=Replayed(spec=replay.spec, shift_days=(start - replay.first_day).days) if replay is not None else None,
         rows_per_day=model.rows_per_day, history_days=model.history_days, n_entities=model.n_entities,
         signal=model.signal, intercept=model.intercept, day_sd=model.day_sd, unlabelled_ratio=model.unlabelled_ratio,
     )  # fmt: skip

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from evals.world.replayed import Replayed
 from state.spec import Feature, ModelSpec
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -82,6 +83,8 @@ class Truth:
     """Residual of a regression."""
     unlabelled_ratio: float = 0.02
     """Rows whose label never comes."""
+    replay: Replayed | None = None
+    """Recorded rows in the place of all this but `history_days` and `rows_per_day`, which is the most of a day."""
     drifts: list[Drift] = field(default_factory=list)
 
 
@@ -94,7 +97,7 @@ class Day:
     offline: pl.DataFrame
     """`request_id` and the features as the offline store holds them: what a release of features skews is right here."""
     expected: Floats
-    """True P(y = 1 | x), or the true mean of a regression; shape (n_rows,)."""
+    """True P(y = 1 | x), or the true mean of a regression; shape (n_rows,). Of a replay the outcome, for no more is known."""
     outcome: Floats
     """What really happened."""
     labels: pl.DataFrame
@@ -135,25 +138,15 @@ def _day_rows(wanted: _Wanted) -> Day:
     rng = np.random.default_rng([seed, zlib.crc32(spec.model.encode()), day.toordinal()])
     # Faults draw from a source of their own, so that the healthy twin of a scenario has the same rows.
     fault_rng = np.random.default_rng([seed, zlib.crc32(f"{spec.model}/faults".encode()), day.toordinal()])
-    n_rows = _row_count(truth, day, rng)
-    shares = {kind: _total(truth, kind, day) for kind in _SHARES}
-    inputs = _inputs(spec, truth, day, n_rows, rng, fault_rng)
-    weather = rng.normal(0.0, truth.day_sd)
-    if truth.day_rho:
-        weather = _lasting(spec, truth, seed, day)
-    score = _true_score(spec, truth, seed, day, inputs) + weather + shares["prior"]
-    if spec.task == "regression":
-        expected = score
-        outcome = score + rng.normal(0.0, truth.noise_sd, n_rows)
+    if truth.replay is not None:
+        drawn = _recorded(spec, truth, truth.replay.rows(day), day, rng, fault_rng)
     else:
-        expected = 1.0 / (1.0 + np.exp(-score))
-        outcome = (rng.random(n_rows) < expected).astype(np.float64)
-    micros = _micros(datetime.combine(day, time(), UTC)) + np.sort(rng.integers(0, 86_400 * 1_000, n_rows)) * 1_000
+        drawn = _simulated(spec, truth, seed, day, rng, fault_rng)
+    n_rows, micros, inputs = len(drawn.outcome), drawn.micros, drawn.inputs
+    shares = {kind: _total(truth, kind, day) for kind in _SHARES}
     request_id = (f"{spec.model}-{day.isoformat()}-" + _numbers(6, n_rows)[:n_rows]).alias("request_id")
-    entity = ("e" + _numbers(5, truth.n_entities).gather(rng.integers(0, truth.n_entities, n_rows))).alias("entity")
     offline = pl.DataFrame([request_id, *inputs.offline.values()])
-    reported = _reported(spec, outcome, shares, fault_rng)
-    comes = rng.random(n_rows) >= truth.unlabelled_ratio
+    reported, comes = _reported(spec, drawn.outcome, shares, fault_rng), drawn.comes
     if shares["label_missing"]:
         comes[comes] = fault_rng.random(int(comes.sum())) >= shares["label_missing"]
     labelled = np.flatnonzero(comes)
@@ -164,19 +157,82 @@ def _day_rows(wanted: _Wanted) -> Day:
     ])  # fmt: skip
     late = fault_rng.random(n_rows) < shares["late_rows"]
     event_time = _times("event_time", micros - late * (LATE_BY // timedelta(microseconds=1)))
-    frame = pl.DataFrame([request_id, entity, event_time, *inputs.recorded.values()])
+    frame = pl.DataFrame([request_id, drawn.entity, event_time, *inputs.recorded.values()])
     extra = fault_rng.random(n_rows) < shares["extra"]
     again = np.flatnonzero(fault_rng.random(n_rows) < shares["repeated"])
     if not len(again):
         return Day(
-            frame=frame, offline=offline, expected=expected, outcome=outcome, labels=labels, extra=extra
+            frame=frame, offline=offline, expected=drawn.expected, outcome=drawn.outcome, labels=labels, extra=extra
         )  # fmt: skip
     # The same row again is another request: with an id, and no label, of its own.
     copies = frame[again].with_columns(pl.col("request_id") + "-again")
     rows = np.concatenate([np.arange(n_rows), again])
     return Day(
-        frame=pl.concat([frame, copies]), offline=offline, expected=expected[rows], outcome=outcome[rows], labels=labels,
-        extra=extra[rows],
+        frame=pl.concat([frame, copies]), offline=offline, expected=drawn.expected[rows], outcome=drawn.outcome[rows],
+        labels=labels, extra=extra[rows],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawn:
+    """A day's rows before anything happens to their labels and their transport; all of shape (n_rows,)."""
+
+    inputs: _Inputs
+    micros: NDArray[np.int64]
+    """Event times, ascending."""
+    entity: pl.Series
+    expected: Floats
+    outcome: Floats
+    comes: NDArray[np.bool_]
+    """Rows that get a label."""
+
+
+def _simulated(
+    spec: ModelSpec, truth: Truth, seed: int, day: date, rng: np.random.Generator, fault_rng: np.random.Generator
+) -> _Drawn:
+    n_rows = _row_count(truth, day, int(rng.poisson(truth.rows_per_day)))
+    inputs = _inputs(spec, truth, day, n_rows, rng, fault_rng)
+    weather = rng.normal(0.0, truth.day_sd)
+    if truth.day_rho:
+        weather = _lasting(spec, truth, seed, day)
+    score = _true_score(spec, truth, seed, day, inputs) + weather + _total(truth, "prior", day)
+    if spec.task == "regression":
+        expected = score
+        outcome = score + rng.normal(0.0, truth.noise_sd, n_rows)
+    else:
+        expected = 1.0 / (1.0 + np.exp(-score))
+        outcome = (rng.random(n_rows) < expected).astype(np.float64)
+    micros = _micros(datetime.combine(day, time(), UTC)) + np.sort(rng.integers(0, 86_400 * 1_000, n_rows)) * 1_000
+    entity = ("e" + _numbers(5, truth.n_entities).gather(rng.integers(0, truth.n_entities, n_rows))).alias("entity")
+    return _Drawn(
+        inputs=inputs, micros=micros, entity=entity, expected=expected, outcome=outcome,
+        comes=rng.random(n_rows) >= truth.unlabelled_ratio,
+    )  # fmt: skip
+
+
+def _recorded(
+    spec: ModelSpec,
+    truth: Truth,
+    rows: pl.DataFrame,
+    day: date,
+    rng: np.random.Generator,
+    fault_rng: np.random.Generator,
+) -> _Drawn:
+    """A recorded day, thinned to at most `rows_per_day`: which rows stay is what the seed decides."""
+    n_rows = min(_row_count(truth, day, min(rows.height, truth.rows_per_day)), rows.height)
+    rows = rows[np.sort(rng.choice(rows.height, n_rows, replace=False))] if n_rows < rows.height else rows
+    recorded, offline = {}, {}
+    for feature in spec.features:
+        column, now = rows[feature.name], _acting(truth, feature, day)
+        mean = column.mean() if feature.type == "numeric" else None
+        middle = float(mean) if isinstance(mean, int | float) else 0.0
+        recorded[feature.name], offline[feature.name] = _both_stores(feature, column, now, fault_rng, middle=middle)
+    known = rows["label"].is_not_null().to_numpy()
+    outcome = rows["label"].fill_null(0.0).to_numpy().astype(np.float64)
+    return _Drawn(
+        inputs=_Inputs(recorded=recorded, offline=offline, effects=np.zeros((n_rows, len(spec.features)))),
+        micros=rows["event_time"].dt.epoch("us").to_numpy(), entity=rows["entity"].alias("entity"),
+        expected=outcome, outcome=outcome, comes=known.copy(),
     )  # fmt: skip
 
 
@@ -219,8 +275,8 @@ def _reported(spec: ModelSpec, outcome: Floats, shares: dict[DriftKind, float], 
     return reported
 
 
-def _row_count(truth: Truth, day: date, rng: np.random.Generator) -> int:
-    n_rows = int(rng.poisson(truth.rows_per_day))
+def _row_count(truth: Truth, day: date, n_rows: int) -> int:
+    """How many rows of `n_rows` are sent."""
     for drift in truth.drifts:
         if drift.kind == "no_rows" and drift.strength(day) > 0:
             return 0
@@ -252,11 +308,7 @@ def _inputs(
     offline: dict[str, pl.Series] = {}
     effects = np.zeros((n_rows, len(spec.features)))
     for index, feature in enumerate(spec.features):
-        now = [
-            replace(drift, magnitude=drift.magnitude * drift.strength(day) if drift.kind != "unit" else drift.magnitude)
-            for drift in truth.drifts
-            if drift.touches(feature) and drift.strength(day) > 0
-        ]
+        now = _acting(truth, feature, day)
         shift = sum(drift.magnitude for drift in now if drift.kind == "covariate")
         if feature.type == "numeric":
             column, effects[:, index] = _numeric(spec, feature, shift, n_rows, rng)
@@ -268,13 +320,31 @@ def _inputs(
             column = pl.Series(feature.name, [" ".join(row) for row in words], pl.Utf8)
         else:
             column, effects[:, index] = _levels(spec, feature, shift, n_rows, rng)
-        state = fault_rng.bit_generator.state
-        recorded[feature.name] = offline[feature.name] = _spoiled(spec, feature, column, now, fault_rng)
-        if any(drift.kind == "skew" for drift in now):
-            # The same draws once more, so that the other faults hit the same rows in both stores.
-            fault_rng.bit_generator.state = state
-            offline[feature.name] = _spoiled(spec, feature, column, now, fault_rng, offline=True)
+        middle = _location(spec, feature)[0]
+        recorded[feature.name], offline[feature.name] = _both_stores(feature, column, now, fault_rng, middle=middle)
     return _Inputs(recorded=recorded, offline=offline, effects=effects)
+
+
+def _acting(truth: Truth, feature: Feature, day: date) -> list[Drift]:
+    """The changes that hold for a feature on `day`, with the magnitude that they have by then."""
+    return [
+        replace(drift, magnitude=drift.magnitude * drift.strength(day) if drift.kind != "unit" else drift.magnitude)
+        for drift in truth.drifts
+        if drift.touches(feature) and drift.strength(day) > 0
+    ]
+
+
+def _both_stores(
+    feature: Feature, column: pl.Series, drifts: list[Drift], rng: np.random.Generator, *, middle: float
+) -> tuple[pl.Series, pl.Series]:
+    """The column as it is served and recorded, and as the offline store has it."""
+    state = rng.bit_generator.state
+    recorded = _spoiled(feature, column, drifts, rng, middle=middle)
+    if not any(drift.kind == "skew" for drift in drifts):
+        return recorded, recorded
+    # The same draws once more, so that the other faults hit the same rows in both stores.
+    rng.bit_generator.state = state
+    return recorded, _spoiled(feature, column, drifts, rng, middle=None)
 
 
 def _numeric(
@@ -296,16 +366,15 @@ def _levels(
 
 
 def _spoiled(
-    spec: ModelSpec, feature: Feature, column: pl.Series, drifts: list[Drift], rng: np.random.Generator, *,
-    offline: bool = False,
-) -> pl.Series:  # fmt: skip
-    """The column as it is served and recorded, or as the offline store has it; what is true stays as it was."""
+    feature: Feature, column: pl.Series, drifts: list[Drift], rng: np.random.Generator, *, middle: float | None
+) -> pl.Series:
+    """The column after its faults; what is true stays as it was. `middle` is what skew serves, None for no skew."""
     for drift in drifts:
         hit = pl.Series(rng.random(len(column)) < drift.magnitude)
         if drift.kind == "unit" and feature.type == "numeric":
             column = (column * drift.magnitude).cast(pl.Float32)
-        elif drift.kind == "skew" and feature.type == "numeric" and not offline:
-            column = column.set(hit, _location(spec, feature)[0])
+        elif drift.kind == "skew" and feature.type == "numeric" and middle is not None:
+            column = column.set(hit, middle)
         elif drift.kind == "new_level" and feature.type == "categorical":
             column = column.set(hit, drift.level or "new")
         elif drift.kind == "missing":
