@@ -170,8 +170,9 @@ def _release(scene: Scene, entry: Release) -> None:
     until = midnight(end) if end is not None else scene.world.clock.now()
     version = train_by_hand(scene.world, model, end=until, shuffled=entry.labels == "shuffled")
     condition = Condition(
-        version=version, error_ratio=entry.error_ratio, latency_ratio=entry.latency_ratio, dead=entry.dead
-    )
+        version=version, error_ratio=entry.error_ratio, latency_ratio=entry.latency_ratio, capacity=entry.capacity,
+        dead=entry.dead,
+    )  # fmt: skip
     if condition != Condition(version=version):
         scene.world.degrade(model, condition)
     if entry.ask is not None:
@@ -186,7 +187,7 @@ def _change_server(scene: Scene, entry: ServerChange) -> None:
         return  # nobody is in that role yet: there is no server to misbehave
     condition = Condition(
         version=version, error_ratio=entry.error_ratio, latency_ratio=entry.latency_ratio,
-        score_shift=entry.score_shift, dead=entry.dead,
+        capacity=entry.capacity, score_shift=entry.score_shift, dead=entry.dead,
     )  # fmt: skip
     scene.world.degrade(model, condition)
 

@@ -11,6 +11,7 @@ from evals.world.faults import FaultKind
 Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Factor = Annotated[float, Field(allow_inf_nan=False)]
 Days = Annotated[int, Field(ge=0, le=2_000)]
+Capacity = Annotated[int, Field(ge=1, le=10_000_000)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 VersionRole: TypeAlias = Literal["champion", "candidate", "previous", "first", "next"]
 """`candidate` is the newest version that is not the champion; `next` every version first started afterwards."""
@@ -93,6 +94,8 @@ class Release(Injection):
     by: str = "operator"
     latency_ratio: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     error_ratio: Ratio = 0.0
+    capacity: Capacity | None = None
+    """Requests a day that its server can answer: the nearer to it the slower, and beyond it errors. None: any number."""
     dead: bool = False
 
 
@@ -103,6 +106,8 @@ class ServerChange(Injection):
     version: VersionRole
     error_ratio: Ratio = 0.0
     latency_ratio: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    capacity: Capacity | None = None
+    """Requests a day that it can answer: the nearer to it the slower, and beyond it errors. None: any number."""
     score_shift: Factor = 0.0
     dead: bool = False
 

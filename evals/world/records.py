@@ -99,6 +99,8 @@ class Condition:
     version: str | None
     error_ratio: float = 0.0
     latency_ratio: float = 1.0
+    capacity: int | None = None
+    """Requests that it can answer in a day; None: any number."""
     score_shift: float = 0.0
     """Added to the served score: the served model is not the trained one."""
     dead: bool = False
@@ -116,6 +118,7 @@ class Arm:
     error_ratio: float
     latency_ratio: float
     score_shift: float
+    capacity: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

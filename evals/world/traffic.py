@@ -17,6 +17,7 @@ from evals.world.truth import Day, Floats
 
 BASE_LATENCY_MS = 4.0
 P_FLOOR = 1e-6
+FULL = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ def record_day(rows: Day, served: ServedDay, *, loaded: Callable[[str], Model], 
     for index, arm in enumerate(served.arms):
         mine = np.flatnonzero(chosen == index)
         rng = np.random.default_rng([zlib.crc32(f"{model}/{arm.version}/{served.day}".encode())])
-        failed[mine] = True if arm.digest is None else rng.random(len(mine)) < arm.error_ratio
+        failed[mine] = True if arm.digest is None else rng.random(len(mine)) < _error_ratio(arm, len(mine))
         if arm.digest is not None and len(mine):
             given = _scores(loaded(arm.digest), frame[mine], arm, task)
             score = score if score.ndim == given.ndim else np.zeros((frame.height, *given.shape[1:]))
@@ -93,7 +94,22 @@ def _scores(model: Model, frame: pl.DataFrame, arm: Arm, task: str) -> Floats:
     return np.clip(score, 0.0, 1.0) if task == "binary" else score
 
 
+def _error_ratio(arm: Arm, n_requests: int) -> float:
+    """What a server refuses: by its own fault, and what is beyond its capacity."""
+    beyond = 0.0 if arm.capacity is None or not n_requests else max(0.0, 1.0 - arm.capacity / n_requests)
+    return max(arm.error_ratio, beyond)
+
+
+def _wait_ratio(arm: Arm, n_requests: int) -> float:
+    """How much longer an answer takes under the load of a day than alone: 1 / (1 - load), the mean time in an M/M/1 queue
+    (Kleinrock, Queueing Systems, 1975); a server that is full answers what it takes after `FULL` times as long."""
+    load = n_requests / arm.capacity if arm.capacity else 0.0
+    return 1.0 / (1.0 - min(load, 1.0 - 1.0 / FULL))
+
+
 def _latency(n_requests: int, arm: Arm, rng: np.random.Generator) -> list[int]:
-    drawn = BASE_LATENCY_MS * arm.latency_ratio * np.exp(rng.normal(0.0, 0.4, n_requests))
+    drawn = (
+        BASE_LATENCY_MS * arm.latency_ratio * _wait_ratio(arm, n_requests) * np.exp(rng.normal(0.0, 0.4, n_requests))
+    )
     cells = np.searchsorted(np.array(LATENCY_BOUNDS_MS), drawn, side="left")
     return [int(n) for n in np.bincount(cells, minlength=len(LATENCY_BOUNDS_MS) + 1)]

@@ -307,6 +307,7 @@ class World:
             error_ratio=condition.error_ratio,
             latency_ratio=condition.latency_ratio,
             score_shift=condition.score_shift,
+            capacity=condition.capacity,
         )
 
 

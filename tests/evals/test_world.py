@@ -350,6 +350,22 @@ def test_errors_latency_and_a_dead_server_show_in_the_counters(tmp_path: Path) -
     assert after.n_errors - bad.n_errors == after.n_requests - bad.n_requests > 0
 
 
+@pytest.mark.parametrize(("capacity", "fast"), [(10_000, 0.99), (120, 0.7), (30, 0.0)])
+def test_a_server_near_its_capacity_is_slow_and_beyond_it_refuses(tmp_path: Path, capacity: int, fast: float) -> None:
+    world, platform = live(tmp_path)
+    world.advance(1)
+    world.degrade("churn", Condition(version=None, capacity=capacity))
+    add_second_version(world, platform, 50)  # about 60 requests a day
+    world.advance(3)
+
+    seen = platform.metrics.sample("churn", "2")
+    assert seen is not None
+    beyond = max(0.0, 1.0 - 3 * capacity / seen.n_requests)
+    assert seen.n_errors / seen.n_requests == pytest.approx(beyond, abs=0.1)
+    quick = seen.latency_buckets_ms[10.0] / seen.n_requests
+    assert quick == pytest.approx(fast, abs=0.15)
+
+
 def test_harm_grows_when_the_served_model_is_wrong(tmp_path: Path) -> None:
     world, _ = live(tmp_path)
     world.advance(3)
