@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
-from scipy.stats import kstwobign
+from scipy.special import kolmogorov
 
 from agents.base import matured_until
 from state.encoding import Column
@@ -121,7 +121,7 @@ def _ks_p(feature: FeatureStatistics) -> float | None:
     n, m = feature.n_reference, feature.n_current
     if feature.ks is None or not n or not m:
         return None
-    return float(kstwobign.sf(feature.ks * math.sqrt(n * m / (n + m))))
+    return float(kolmogorov(feature.ks * math.sqrt(n * m / (n + m))))
 
 
 def _worse(

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
+from scipy.special import bdtr
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -50,7 +50,8 @@ def choose_length(windows: Sequence[Floats], weekday: Sequence[Ints | None]) -> 
         correlation = _lag1(windows, weekday if length == 1 else [None] * len(windows), length)
         if not len(correlation):
             break
-        allowed = binom.ppf(0.95, len(correlation), _CHANCE)
+        n = len(correlation)
+        allowed = int(np.argmax(bdtr(np.arange(n + 1), n, _CHANCE) >= 0.95))  # the binomial's 95 % point
         if (correlation >= 2 / math.sqrt(sum(n_units))).sum() <= allowed:
             break
     return best
