@@ -27,6 +27,9 @@ from tools.training_rows import recipe_sha256
 
 SHORTEST_BLOCKS = 10
 """Fewest blocks that an incident is compared on before its backtest is whole."""
+NOTHING_WRONG = frozenset({"cadence", "covariate_shift_harmless"})
+"""What a backtest is for where predictions are as good as they were: a newer fit has to be worth a rollout. Where they
+are worse, or a person asks, whatever is surely better is."""
 _DAY = timedelta(days=1)
 
 
@@ -130,6 +133,8 @@ def judge_backtest(situation: Situation, reading: dict[str, Any]) -> Move:
         args["change_from"] = change.isoformat()
     if situation.segment is not None:
         args["segment"] = situation.segment
+    if situation.cause in NOTHING_WRONG:
+        args["min_gain"] = spec.monitoring.min_gain
     reason = (
         f"fit the recipe on everything before {stretch.start:%Y-%m-%d} and compare it with version "
         f"{situation.champion} on the labelled days up to {stretch.end:%Y-%m-%d}"
@@ -163,15 +168,17 @@ def _too_early(situation: Situation, possible: datetime) -> Move:
 def judge_pairs(spec: ModelSpec, args: Mapping[str, JsonValue], outputs: Mapping[str, Any]) -> dict[str, JsonValue]:
     """The paired verdict over the blocks that a backtest with `args` returned; `open_because` says why there is none.
 
-    With a segment in `args` it is the verdict inside it, and a win there counts only where the challenger is not worse
-    on the whole by the margin that an A/B test of the spec calls none.
+    A win has to gain the `min_gain` of the args, where they name one. With a segment in `args` it is the verdict inside
+    it, and a win there counts only where the challenger is not worse on the whole by the margin that an A/B test of the
+    spec calls none.
     """
     blocks = [b for b in outputs["blocks"] if b["champion_loss"] is not None and b["challenger_loss"] is not None]
-    whole = _paired(spec, [(b["champion_loss"], b["challenger_loss"]) for b in blocks])
+    min_gain = float(str(args.get("min_gain", 0.0)))
+    whole = _paired(spec, [(b["champion_loss"], b["challenger_loss"]) for b in blocks], min_gain)
     segment = args.get("segment")
     if segment is None:
         return _verdict(spec, args, whole)
-    inside = _paired(spec, [b["segments"][segment] for b in blocks if segment in b.get("segments", {})])
+    inside = _paired(spec, [b["segments"][segment] for b in blocks if segment in b.get("segments", {})], min_gain)
     margin = spec.rollout.ab_test.margin
     holds = not_worse(whole, margin)
     found = _verdict(spec, args, inside)
@@ -183,13 +190,14 @@ def judge_pairs(spec: ModelSpec, args: Mapping[str, JsonValue], outputs: Mapping
     }  # fmt: skip
 
 
-def _paired(spec: ModelSpec, losses: Sequence[Sequence[Any]]) -> Paired:
+def _paired(spec: ModelSpec, losses: Sequence[Sequence[Any]], min_gain: float) -> Paired:
     """Pairs of the champion's loss and the challenger's, in order of time."""
     return paired_comparison(
         [float(champion) for champion, _ in losses],
         [float(challenger) for _, challenger in losses],
         win_z=spec.monitoring.win_z,
         min_blocks=spec.monitoring.min_blocks,
+        min_gain=min_gain,
     )
 
 
@@ -203,8 +211,15 @@ def _verdict(spec: ModelSpec, args: Mapping[str, JsonValue], paired: Paired) -> 
         "se": paired.se,
         "z": paired.z,
         "needed_z": paired.needed_z,
+        "needed_difference": paired.needed_difference,
+        "too_small": _too_small(paired),
         "metric": spec.objective.metric,
     }
+
+
+def _too_small(paired: Paired) -> bool:
+    """Whether the challenger is better beyond doubt, and by less than is worth a rollout."""
+    return paired.needed_z is not None and paired.z >= paired.needed_z and paired.verdict == "lose"
 
 
 def _open_because(spec: ModelSpec, args: Mapping[str, JsonValue], n_blocks: int) -> str:

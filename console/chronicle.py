@@ -242,6 +242,9 @@ def _why(
         if run.status != "finished":
             return f"{prefix}under way: {run.waits_for or 'next step'}"
         return f"{prefix}not promoted: {run.facts.get('story') or run.outcome.replace('_', ' ')}"
+    if decision.details.get("too_small"):
+        least = figure(_number(decision.details["needed_difference"]) or 0.0, ".4f")
+        return f"better by less than the {least} that is worth a rollout: the champion stays"
     if decision.verdict == "lose" and z is not None:
         return f"z {figure(z, '.2f')} is below the {needed_z:.3g} that adopts: the champion stays"
     return decision.summary

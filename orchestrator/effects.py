@@ -142,9 +142,7 @@ def _paired_sentence(intent: CommittedIntent, paired: dict[str, JsonValue], agai
     needed = f" (needed over {n} blocks: {float(str(paired['needed_z'])):.2f})" if paired["needed_z"] else ""
     what = {
         "win": "the newer fit is better: the recipe wins",
-        "lose": "not enough for a win: the champion stays"
-        if paired.get("whole_holds", True)
-        else "worse on the whole: the champion stays",
+        "lose": f"{_why_lost(paired)}: the champion stays",
         "no_verdict": f"no verdict: {paired['open_because']}",
     }[str(paired["verdict"])]
     later = f"; the next backtest comes on {again:%Y-%m-%d}" if again is not None else ""
@@ -153,6 +151,14 @@ def _paired_sentence(intent: CommittedIntent, paired: dict[str, JsonValue], agai
         f"Paired comparison with version {intent.args.get('champion')}{where} over {n} blocks on {paired['metric']}: "
         f"mean loss difference {float(str(paired['mean_difference'])):+.4f}, z {z:.2f}{needed} - {what}{later}."
     )
+
+
+def _why_lost(paired: dict[str, JsonValue]) -> str:
+    if not paired.get("whole_holds", True):
+        return "worse on the whole"
+    if paired["too_small"]:
+        return f"better by less than the {float(str(paired['needed_difference'])):.4f} that is worth a rollout"
+    return "not enough for a win"
 
 
 def _trained(

@@ -212,6 +212,8 @@ def no_remedy(incident: IncidentRow, paired: dict[str, JsonValue]) -> str:
         why = f"there were too few rows to tell whether retraining helps ({paired['open_because']})"
     elif not paired["whole_holds"] and float(str(paired["z"])) >= float(str(paired["needed_z"])):
         why = "retraining helps there and harms the whole"
+    elif paired["too_small"]:
+        why = "retraining helps by too little to be worth a rollout"
     else:
         why = "retraining does not help"
     return (

@@ -143,6 +143,9 @@ class Monitoring(SpecPart):
     win_z: Annotated[float, Field(gt=0)] = 2.8
     """One-sided z of the paired difference that adopts a challenger over 28 blocks or more; fewer need more, by Student's
     t at the same tail: 3.77 over 7 blocks, 3.29 over 10."""
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Smallest gain that is worth a rollout while nothing is wrong, as a share of the champion's loss on the same rows: a
+    newer fit that is better by less is not adopted, however certain it is."""
     tolerance: Annotated[float, Field(ge=0)] = 0.02
     """Relative loss over the reference that still counts as healthy."""
     false_alarm_blocks: Annotated[float, Field(ge=100)] = 8_000

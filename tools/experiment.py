@@ -36,6 +36,8 @@ class Paired:
     z: float
     needed_z: float | None
     """The smallest z that wins over this many blocks; None where there are too few for a verdict."""
+    needed_difference: float
+    """The smallest mean difference that wins, in the unit of the loss."""
     verdict: PairedVerdict
 
 
@@ -55,23 +57,39 @@ def needed_z(win_z: float, n_blocks: int) -> float:
 
 
 def paired_comparison(
-    champion_losses: Sequence[float], challenger_losses: Sequence[float], *, win_z: float = 2.8, min_blocks: int = 7
+    champion_losses: Sequence[float],
+    challenger_losses: Sequence[float],
+    *,
+    win_z: float = 2.8,
+    min_blocks: int = 7,
+    min_gain: float = 0.0,
 ) -> Paired:
     """Whether the challenger's loss is lower, from block losses of both on the same blocks, in order of time.
 
-    `win` at a z of at least `needed_z`, which is `win_z` from 28 blocks on and more with fewer; else `lose`; `no_verdict`
-    with fewer than `min_blocks` blocks. Raises ValueError where the lengths differ or a loss is not finite.
+    `win` at a z of at least `needed_z`, which is `win_z` from 28 blocks on and more with fewer, and a mean difference of
+    at least `min_gain` of the champion's mean loss; else `lose`; `no_verdict` with fewer than `min_blocks` blocks.
+    Raises ValueError where the lengths differ or a loss is not finite.
+
+    Source: the dual criterion of Roychoudhury, Scheuer, Neuenschwander, Beyond p-values (2018): significance, and an
+    estimate that is worth it.
     """
     differences = _differences(champion_losses, challenger_losses)
     n_blocks = len(differences)
+    least = min_gain * abs(float(np.mean(champion_losses))) if n_blocks else 0.0
     if n_blocks < 2:
         mean = float(differences[0]) if n_blocks else 0.0
-        return Paired(n_blocks=n_blocks, mean_difference=mean, se=0.0, z=0.0, needed_z=None, verdict="no_verdict")
+        return Paired(
+            n_blocks=n_blocks, mean_difference=mean, se=0.0, z=0.0, needed_z=None, needed_difference=least,
+            verdict="no_verdict",
+        )  # fmt: skip
     mean, error = float(differences.mean()), long_run_error(differences)
     z = _ratio(mean, error)
     needed = needed_z(win_z, n_blocks) if n_blocks >= min_blocks else None
-    verdict: PairedVerdict = "no_verdict" if needed is None else "win" if z >= needed else "lose"
-    return Paired(n_blocks=n_blocks, mean_difference=mean, se=error, z=z, needed_z=needed, verdict=verdict)
+    won = needed is not None and z >= needed and mean >= least
+    verdict: PairedVerdict = "no_verdict" if needed is None else "win" if won else "lose"
+    return Paired(
+        n_blocks=n_blocks, mean_difference=mean, se=error, z=z, needed_z=needed, needed_difference=least, verdict=verdict
+    )  # fmt: skip
 
 
 def not_worse(paired: Paired, margin: float, *, alpha: float = 0.05) -> bool:

@@ -145,6 +145,7 @@ def _backtest(year: Year, champion: datetime, now: datetime) -> Backtest:
         [ours[day] for day in days],
         win_z=spec.monitoring.win_z,
         min_blocks=spec.monitoring.min_blocks,
+        min_gain=spec.monitoring.min_gain,
     )
     log.info("backtest of %s: z %.2f, %s", now.date(), paired.z, paired.verdict)
     return Backtest(

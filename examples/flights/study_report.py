@@ -109,7 +109,8 @@ def _backtests(results: Results, spec: ModelSpec) -> Iterator[str]:
     yield ""
     yield f"Every {spec.monitoring.cadence.days} days the recipe is fitted on everything before the newest"
     yield f"{spec.monitoring.backtest.days} labelled days and compared with the champion on them, day by day; it wins at z >="
-    yield f"{spec.monitoring.win_z}. No verdict: within the first weeks of a champion the recipe has no newer rows to learn from;"
+    yield f"{spec.monitoring.win_z} and a gain of at least {spec.monitoring.min_gain:.0%} of the champion's loss. No verdict:"
+    yield "within the first weeks of a champion the recipe has no newer rows to learn from;"
     yield "the next look then comes as soon as it has."
     yield ""
     for title, tests in (("Switched at once", results.backtests), ("With the rollout's weeks", results.rolled_out)):

@@ -28,16 +28,20 @@ CHANGE = datetime(2026, 5, 1, tzinfo=UTC)
 CUT = "2026-01-31T23:00:00+00:00"
 
 
-def situation(now: datetime, *, change: datetime | None = CHANGE, spec: ModelSpec = SPEC) -> Situation:
+def situation(
+    now: datetime, *, change: datetime | None = CHANGE, spec: ModelSpec = SPEC, cause: str | None = None
+) -> Situation:  # fmt: skip
     return Situation(
         model="churn", spec=spec, spec_sha256="0" * 64, now=now, step="backtest_recipe", subject_id="i", run_id="r",
-        cause="concept_drift" if change else "cadence", facts={}, pinned={}, champion="1", previous=None,
+        cause=cause or ("concept_drift" if change else "cadence"), facts={}, pinned={}, champion="1", previous=None,
         candidate=None, last_traffic_key="", rollout=None, change_from=change,
     )  # fmt: skip
 
 
-def args_at(now: datetime, *, cut: str | None = CUT, change: datetime | None = CHANGE) -> dict[str, Any]:
-    move = judge_backtest(situation(now, change=change), {"champion_cut": cut, "quarantined": []})
+def args_at(
+    now: datetime, *, cut: str | None = CUT, change: datetime | None = CHANGE, cause: str | None = None
+) -> dict[str, Any]:  # fmt: skip
+    move = judge_backtest(situation(now, change=change, cause=cause), {"champion_cut": cut, "quarantined": []})
     assert isinstance(move, Propose)
     return dict(move.proposal.args)
 
@@ -137,6 +141,38 @@ def test_a_loss_on_the_cadence_is_a_verdict() -> None:
     assert judge_pairs(SPEC, {"fit_until": CHANGE.isoformat()}, outputs(28, 0.0))["verdict"] == "lose"
 
 
+@pytest.mark.parametrize(
+    ("min_gain", "verdict"),
+    [pytest.param(0.03, "win", id="worth-a-rollout"), pytest.param(0.08, "lose", id="certain-and-too-small")],
+)
+def test_a_win_has_to_gain_what_the_args_ask_for(min_gain: float, verdict: str) -> None:
+    args: dict[str, JsonValue] = {"fit_until": CHANGE.isoformat(), "min_gain": min_gain}
+
+    paired = judge_pairs(SPEC, args, outputs(28, 0.02))
+
+    assert paired["verdict"] == verdict
+    assert paired["too_small"] == (verdict == "lose")
+
+
+@pytest.mark.parametrize(
+    ("cause", "asked_for"),
+    [
+        pytest.param("cadence", 0.01, id="nothing-is-wrong"),
+        pytest.param("covariate_shift_harmless", 0.01, id="inputs-that-moved-and-do-no-harm"),
+        pytest.param("concept_drift", None, id="predictions-are-worse"),
+        pytest.param("goal", None, id="a-person-asked"),
+    ],
+)
+def test_a_gain_has_to_be_worth_a_rollout_where_nothing_is_wrong(cause: str, asked_for: float | None) -> None:
+    assert args_at(datetime(2026, 7, 20, tzinfo=UTC), cause=cause).get("min_gain") == asked_for
+
+
+def test_a_gain_inside_a_segment_is_measured_there() -> None:
+    paired = of_segment(inside=0.2, whole=0.0, min_gain=0.5)
+
+    assert (paired["verdict"], paired["whole_holds"], paired["too_small"]) == ("lose", True, True)
+
+
 def test_excluded_days_teach_nothing() -> None:
     days = [(CHANGE + n * DAY).date().isoformat() for n in (1, 2, 3)]
 
@@ -184,7 +220,9 @@ def test_the_backtest_of_a_segment_names_it() -> None:
     assert "segment" not in args_at(now)
 
 
-def of_segment(*, inside: float, whole: float, n_inside: int = 28) -> dict[str, JsonValue]:
+def of_segment(
+    *, inside: float, whole: float, n_inside: int = 28, min_gain: float = 0.0
+) -> dict[str, JsonValue]:  # fmt: skip
     """The verdict on 28 blocks with these gains; the margin of the spec is 0.02."""
     rng = np.random.default_rng(1)
     blocks = [
@@ -194,7 +232,8 @@ def of_segment(*, inside: float, whole: float, n_inside: int = 28) -> dict[str, 
         }
         for at in range(28)
     ]  # fmt: skip
-    return judge_pairs(SPEC, {"fit_until": CHANGE.isoformat(), "segment": "plan=a"}, {"blocks": blocks})
+    args: dict[str, JsonValue] = {"fit_until": CHANGE.isoformat(), "segment": "plan=a", "min_gain": min_gain}
+    return judge_pairs(SPEC, args, {"blocks": blocks})
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,25 @@ def test_win_is_exactly_at_the_bound() -> None:
     assert paired_comparison(champion, challenger, win_z=math.nextafter(z, math.inf)).verdict == "lose"
 
 
+@pytest.mark.parametrize(
+    ("min_gain", "verdict"),
+    [
+        pytest.param(0.0, "win", id="any-gain"),
+        pytest.param(0.0024, "win", id="just-worth-it"),
+        pytest.param(0.0026, "lose", id="certain-and-not-worth-it"),
+    ],
+)
+def test_a_gain_is_worth_a_share_of_the_champions_loss(min_gain: float, verdict: str) -> None:
+    champion = [0.2 + 0.02 * (day % 3 - 1) for day in range(30)]
+    challenger = [loss - 0.0005 for loss in champion]
+
+    paired = paired_comparison(champion, challenger, min_gain=min_gain)
+
+    assert paired.z > 1_000
+    assert paired.verdict == verdict
+    assert paired.needed_difference == pytest.approx(min_gain * 0.2)
+
+
 def test_equal_models_tie_and_equal_steps_stay_finite() -> None:
     losses = [0.1 * k for k in range(10)]
     assert paired_comparison(losses, losses).z == 0
