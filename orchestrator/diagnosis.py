@@ -34,6 +34,10 @@ class Symptoms:
     """A version younger than the bake window takes traffic."""
     canary_failed: bool = False
     loss_alarm: bool = False
+    goal_missed: str | None = None
+    """How a standing goal is missed, where it is."""
+    loss_risen: bool = False
+    """The loss over the newest blocks is above what the champion's reference tolerates, alarm or not."""
     by_rank: bool = False
     """The objective is one of ranking alone."""
     loss: float | None = None
@@ -73,7 +77,7 @@ def diagnose(symptoms: Symptoms) -> Diagnosis:
             return found
     return Diagnosis(
         cause="insufficient_evidence",
-        evidence_for=(f"the signal {symptoms.signal} itself",),
+        evidence_for=(symptoms.goal_missed or f"the signal {symptoms.signal} itself",),
         evidence_against=tuple(ruled_out.values()),
         alternatives=ruled_out,
     )
@@ -119,8 +123,8 @@ def _label_fault(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | N
 
 def _calibration(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:
     """Ranking holds, probabilities do not: other odds for all rows alike, as far as the model is concerned."""
-    if symptoms.calibration is None:
-        return None
+    if symptoms.calibration is None or symptoms.loss_alarm or symptoms.loss_risen:
+        return None  # the objective does not hold
     ruled_out["concept_drift"] = "no loss alarm: the objective holds"
     return Diagnosis(
         cause="prior_shift", evidence_for=(symptoms.calibration,), evidence_against=(), alternatives=ruled_out
@@ -196,8 +200,15 @@ def _world(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:
         else "the loss detector alarmed"
     )
     won = f"the recipe fitted on newer rows beats the champion (z {symptoms.backtest_z or 0:.2f})"
-    if symptoms.loss_alarm:
+    if symptoms.loss_alarm or (symptoms.goal_missed is not None and symptoms.loss_risen):
         return _harmful(symptoms, ruled_out, loss, drift if major else None)
+    if symptoms.goal_missed is not None:
+        ruled_out["concept_drift"] = "the loss is within what the champion's reference tolerates"
+    if symptoms.goal_missed is not None and major:
+        return Diagnosis(
+            cause="covariate_shift_harmful", evidence_for=(symptoms.goal_missed, drift),
+            evidence_against=(ruled_out["concept_drift"],), alternatives=ruled_out,
+        )  # fmt: skip
     if symptoms.backtest == "win":
         ruled_out["concept_drift"] = "no loss alarm: the champion is as good as it was, a newer fit is better"
         cause: Cause = "covariate_shift_harmful" if major else "stale_model"
@@ -218,12 +229,16 @@ def _world(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:
 
 
 def _harmful(symptoms: Symptoms, ruled_out: dict[str, str], loss: str, drift: str | None) -> Diagnosis:
+    """Why the loss is above what is healthy: as far as it can be told from the inputs and the labels."""
     shift = symptoms.label_rate_shift
+    more = tuple(text for text in (symptoms.goal_missed, symptoms.calibration) if text is not None)
+    against = () if symptoms.loss_alarm else ("the loss detector has not alarmed so far",)
     if drift is not None:
         ruled_out["concept_drift"] = "the inputs moved as well, which explains the loss with less"
         return Diagnosis(
-            cause="covariate_shift_harmful", evidence_for=(loss, drift), evidence_against=(), alternatives=ruled_out
-        )
+            cause="covariate_shift_harmful", evidence_for=(loss, drift, *more), evidence_against=against,
+            alternatives=ruled_out,
+        )  # fmt: skip
     ruled_out["covariate_shift_harmful"] = "the inputs show no major drift"
     if symptoms.by_rank:
         ruled_out["prior_shift"] = (
@@ -231,14 +246,15 @@ def _harmful(symptoms: Symptoms, ruled_out: dict[str, str], loss: str, drift: st
         )
     elif shift is not None and abs(shift) >= PRIOR_SHIFT_Z:
         return Diagnosis(
-            cause="prior_shift", evidence_for=(loss, f"the label's mean moved by {shift:+.1f} standard errors"),
-            evidence_against=("the inputs show no major drift",), alternatives=ruled_out,
+            cause="prior_shift", evidence_for=(loss, f"the label's mean moved by {shift:+.1f} standard errors", *more),
+            evidence_against=("the inputs show no major drift", *against), alternatives=ruled_out,
         )  # fmt: skip
     else:
         ruled_out["prior_shift"] = (
             "the label's mean is where it was" if shift is not None else "the label's mean was not measured"
         )
     return Diagnosis(
-        cause="concept_drift", evidence_for=(loss, "the relation of inputs and label changed: the inputs did not"),
-        evidence_against=(), alternatives=ruled_out,
+        cause="concept_drift",
+        evidence_for=(loss, "the relation of inputs and label changed: the inputs did not", *more),
+        evidence_against=against, alternatives=ruled_out,
     )  # fmt: skip

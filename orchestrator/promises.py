@@ -12,7 +12,7 @@ from state.goals import Goal, Objective
 from state.rows import DetectorRow, GoalRow
 from state.spec import LOWER_IS_BETTER, ModelSpec
 from state.store import Connection, Fence
-from tools.drift.performance import metric_value
+from tools.drift.performance import Reference, metric_value
 
 MARGIN_SE = 2.0
 """A goal is missed where the mean of the newest blocks lies this many standard errors beyond its bound, and kept again
@@ -20,9 +20,10 @@ where it lies within: the gap keeps a metric at the bound from opening an incide
 
 
 def missed_goals(
-    conn: Connection, spec: ModelSpec, losses: list[float], *, evidence_block: str, fence: Fence
+    conn: Connection, spec: ModelSpec, losses: list[float], *, reference: Reference, evidence_block: str, fence: Fence
 ) -> list[Signal]:
-    """Signals of the goals that have just been missed. `losses` are the champion's newest block losses, newest first.
+    """Signals of the goals that have just been missed. `losses` are the champion's newest block losses, newest first, and
+    `reference` what they are held against: a goal may be missed by a champion that is as good as it ever was.
 
     A goal that stays missed is one signal; it may be raised again only after it was kept in between.
     """
@@ -30,15 +31,14 @@ def missed_goals(
         return []
     recent = np.asarray(losses[:WINDOW_BLOCKS])
     mean, error = float(recent.mean()), float(recent.std(ddof=1) / np.sqrt(len(recent)))
+    measured = {"loss": mean, "reference": reference.mean, "null": reference.null, "until": evidence_block}
     signals: list[Signal] = []
     for row in store.select(conn, GoalRow, model=spec.model, status="active"):
         for objective in Goal.model_validate(row.goal).objectives if row.standing else []:
             if objective.metric != spec.objective.metric:
                 continue
             signal = _judge(conn, spec, row, objective, mean=mean, error=error, fence=fence)
-            signals += (
-                [signal.model_copy(update={"details": {**signal.details, "until": evidence_block}})] if signal else []
-            )
+            signals += [signal.model_copy(update={"details": {**signal.details, **measured}})] if signal else []
     return signals
 
 

@@ -11,6 +11,7 @@ from orchestrator.change import change_began, later_change
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
+from orchestrator.matching import BROKEN, faulty_columns, is_something_else, matching, shares_cause_with
 from orchestrator.quiet import is_quiet
 from orchestrator.runs import cite, new_run
 from orchestrator.signals import Signal, fault_body, joined
@@ -35,7 +36,9 @@ def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence
         crew, conn, model=spec.model, topic="signal", body=signal.model_dump(mode="json"), fence=fence
     )  # fmt: skip
     signal = signal.model_copy(update={"evidence_ids": [*signal.evidence_ids, seen]})
-    incident = _matching(conn, spec, signal, diagnosis)
+    incident = matching(conn, spec, signal, diagnosis)
+    if incident is not None and diagnosis.cause not in BROKEN:
+        diagnosis = diagnose(symptoms_of(crew, conn, spec, signal, incident))
     row = SignalRow(
         id=crew.ids.new_id(), model=spec.model, name=signal.name, at=crew.clock.now(), value=signal.size,
         threshold=None, incident_id=incident.id if incident else None, evidence_ids=signal.evidence_ids,
@@ -45,45 +48,13 @@ def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence
         incident = _open(crew, conn, spec, signal, diagnosis, fence)
         row.incident_id = incident.id
     else:
-        in_doubt = incident.body.get("in_doubt") and signal.name != "label_fault"
-        if in_doubt or _is_narrower(incident, diagnosis) or _is_wider(incident, signal, diagnosis):
+        if is_something_else(incident, signal, diagnosis):
             _rediagnose(crew, conn, spec, incident, signal, diagnosis, fence)
         _join(crew, conn, spec, incident, signal, diagnosis, fence)
     store.put(conn, row, fence=fence)
     _keep_diagnosis(crew, conn, incident, diagnosis, fence)
 
 
-def _matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis) -> IncidentRow | None:
-    """An open incident of the same cause, or of the same signal: what explains the one explains the other.
-
-    So does the symptom of labels in doubt, where it is taken for what it is after all.
-    """
-    for row in store.select(conn, IncidentRow, model=spec.model, status="open"):
-        symptom = row.body.get("symptom")
-        if isinstance(symptom, dict) and row.body.get("in_doubt") and symptom["name"] == signal.name:
-            return row
-        if row.cause == diagnosis.cause or row.signal == signal.name:
-            return row
-        if row.cause not in BROKEN - {"skew"} and diagnosis.cause not in BROKEN:
-            return row  # worse predictions and moved inputs are what skew looks like as well
-    return None
-
-
-BROKEN = frozenset({"data_fault", "label_fault", "serving_fault", "bad_release", "skew"})
-"""Causes that are no change of the world."""
-
-
-def _is_narrower(incident: IncidentRow, diagnosis: Diagnosis) -> bool:
-    """Whether a change of the world is known by now to be confined to a segment."""
-    return diagnosis.cause == "segment_regression" and incident.cause not in {*BROKEN, "segment_regression"}
-
-
-def _is_wider(incident: IncidentRow, signal: Signal, diagnosis: Diagnosis) -> bool:
-    """Whether a loss that seemed confined to a segment has by now risen outside it as well."""
-    return incident.cause == "segment_regression" and signal.name == "loss_alarm" and diagnosis.cause in OF_THE_RELATION
-
-
-OF_THE_RELATION = ("concept_drift", "covariate_shift_harmful", "prior_shift")
 TITLES = {
     "data_fault": "faulty data arrives",
     "skew": "serving and training read different values",
@@ -105,33 +76,14 @@ ADVICE = {
 """What a person can do where nothing here does it."""
 
 
-def _shares_cause_with(conn: Connection, spec: ModelSpec, signal: Signal) -> IncidentRow | None:
-    """Another model's data fault in the same column, of the same kind, in the same block: one upstream cause."""
-    seen = _faulty_columns(signal)
-    if not seen:
-        return None
-    for row in store.select(conn, IncidentRow, cause="data_fault", newest_first=True, limit=50):
-        mine = row.body.get("columns")
-        if row.model != spec.model and isinstance(mine, list) and seen & {str(column) for column in mine}:
-            first = row.body.get("part_of")
-            return store.get(conn, IncidentRow, str(first)) if first else row
-    return None
-
-
-def _faulty_columns(signal: Signal) -> set[str]:
-    """`block/kind/column` of every hard finding about a column."""
-    findings = signal.details.get("findings", [])
-    return {f"{signal.block}/{f['kind']}/{f['feature']}" for f in findings if f.get("feature")}
-
-
 def _open(
     crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis, fence: Fence
 ) -> IncidentRow:
     began = change_began(spec, signal.onset, crew.clock.now())
     body: dict[str, Any] = {"size": signal.size, "text": signal.text, "change_from": began.isoformat()}
     if diagnosis.cause == "data_fault":
-        body["columns"] = sorted(_faulty_columns(signal))
-        first = _shares_cause_with(conn, spec, signal)
+        body["columns"] = sorted(faulty_columns(signal))
+        first = shares_cause_with(conn, spec, signal)
         if first is not None:
             body["part_of"] = first.id
     if signal.name == "skew":
@@ -208,11 +160,11 @@ def _rediagnose(
     crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, diagnosis: Diagnosis,
     fence: Fence,
 ) -> None:  # fmt: skip
-    """The incident is about something else after all: the symptom of labels in doubt, or one segment of what is worse."""
+    """The incident is about something else after all: the symptom of labels in doubt, one segment of what is worse, or
+    harm that nothing showed at first."""
     said = "the labels are not at fault" if incident.cause == "label_fault" else diagnosis.evidence_for[0]
-    if "segment_regression" in (incident.cause, diagnosis.cause):
-        incident.title = _title(spec, signal, diagnosis)
     incident.cause, incident.signal = diagnosis.cause, signal.name
+    incident.title = _title(spec, signal, diagnosis)
     incident.body |= {"size": signal.size, "text": signal.text}
     for name in ("days", "quarantined", "missing", "unlabelled", "by_score", "in_doubt", "asking", "symptom"):
         incident.body.pop(name, None)
@@ -245,6 +197,10 @@ def _join(
 ) -> None:  # fmt: skip
     """The same cause again: the incident goes on, and what it had contained is open again."""
     more = fault_body(signal, spec)
+    if incident.cause == "data_fault":
+        columns = incident.body.get("columns")
+        before = {str(column) for column in columns} if isinstance(columns, list) else set()
+        incident.body["columns"] = [*sorted(before | faulty_columns(signal))]
     if more and "days" in incident.body:
         incident.body.pop("lasting", None)  # another fault than the change that has lasted
         incident.body |= joined(incident.body, more)

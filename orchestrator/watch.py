@@ -230,7 +230,9 @@ def _judge_losses(
     store.put(conn, DetectorRow(id=f"{spec.model}/loss/{champion}", model=spec.model, state=state), fence=fence)
     signal = _alarm(conn, spec, champion, detector, bad, fence) if detector.alarm else None
     newest = _newest_losses(conn, spec, champion, bad)
-    missed = missed_goals(conn, spec, list(newest.values()), evidence_block=max(newest, default=""), fence=fence)
+    missed = missed_goals(
+        conn, spec, list(newest.values()), reference=detector.reference, evidence_block=max(newest, default=""), fence=fence
+    )  # fmt: skip
     return [*([signal] if signal is not None else []), *missed]
 
 

@@ -133,6 +133,21 @@ def test_one_upstream_table_under_two_models_is_one_incident() -> None:
     assert result.passed, result.why
 
 
+@pytest.mark.parametrize("names", [("churn", "upsell"), ("upsell", "churn")])
+def test_a_model_that_shows_the_fault_of_another_one_later_has_no_incident_of_its_own(names: tuple[str, str]) -> None:
+    model = {"rows_per_day": 120, "history_days": 20, "spec": QUICK}
+    fault = {"inject": "unit", "features": ["spend"], "magnitude": 1000, "until_day": 5}
+    shared = scenario(
+        days=9, models=[{"name": name, **model} for name in names],
+        timeline=[{"day": 2, "model": "churn", **fault}, {"day": 4, "model": "upsell", **fault}],
+        truth={"cause": ["data_fault"]}, wanted=[{"state": "incident", "count": 1}], deadline_days=5,
+    )  # fmt: skip
+
+    result = run_job(Job(scenario=shared, seed=1))
+
+    assert result.passed, result.why
+
+
 def test_scenarios_of_one_world_share_one_twin_and_get_the_same_results() -> None:
     fault = {"inject": "unit", "features": ["spend"], "magnitude": 1000}
     short = scenario(id="short", days=5, twin=True, timeline=[{"day": 2, **fault}], truth={"cause": ["data_fault"]})

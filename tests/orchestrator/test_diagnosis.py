@@ -8,6 +8,9 @@ from orchestrator.diagnosis import Symptoms, diagnose
 
 HEALTHY: dict[str, Any] = {"signal": "loss_alarm", "server_ready": True}
 LOSS: dict[str, Any] = {"loss_alarm": True, "loss": 0.31, "reference_loss": 0.24}
+MISSED: dict[str, Any] = {"goal_missed": "roc_auc 0.69 misses the goal"}
+RISEN: dict[str, Any] = {"loss_risen": True, "loss": 0.31, "reference_loss": 0.24}
+OFF: dict[str, Any] = {"calibration": "probabilities are off"}
 MAJOR: dict[str, Any] = {"drift_level": "major", "drifting_features": ("spend", "visits")}
 
 
@@ -55,6 +58,16 @@ MAJOR: dict[str, Any] = {"drift_level": "major", "drifting_features": ("spend", 
         ),
         pytest.param(MAJOR, "covariate_shift_harmless", "no loss alarm", id="drift-alone"),
         pytest.param({}, "insufficient_evidence", "loss_alarm", id="nothing-else-measured"),
+        pytest.param(MISSED, "insufficient_evidence", "misses the goal", id="a-goal-beyond-a-champion-as-good-as-ever"),
+        pytest.param({**MISSED, **RISEN}, "concept_drift", "0.3100 against 0.2400", id="a-goal-and-a-higher-loss"),
+        pytest.param({**MISSED, **MAJOR}, "covariate_shift_harmful", "misses the goal", id="a-goal-and-drift"),
+        pytest.param({**MISSED, **RISEN, **MAJOR}, "covariate_shift_harmful", "0.3100", id="a-goal-a-loss-and-drift"),
+        pytest.param({**OFF}, "prior_shift", "are off", id="probabilities-off"),
+        pytest.param({**OFF, **LOSS, "by_rank": True}, "concept_drift", "are off", id="probabilities-and-ranking-off"),
+        pytest.param(
+            {**OFF, **MISSED, **RISEN, "by_rank": True}, "concept_drift", "are off", id="off-and-a-goal-missed"
+        ),
+        pytest.param({**OFF, **MISSED}, "prior_shift", "are off", id="probabilities-off-and-a-goal-out-of-reach"),
         pytest.param({"drift_level": "warn"}, "insufficient_evidence", "loss_alarm", id="a-warning-is-no-cause"),
         pytest.param({"backtest": "lose"}, "insufficient_evidence", "loss_alarm", id="a-lost-backtest-is-no-cause"),
     ],
@@ -74,6 +87,8 @@ def test_a_cause_needs_its_evidence(measured: dict[str, Any], cause: str, becaus
         pytest.param({"backtest": "win"}, "no major drift", id="stale-model"),
         pytest.param({**LOSS, "label_rate_shift": -5.0}, "no major drift", id="prior-shift"),
         pytest.param({}, "no hard finding", id="insufficient"),
+        pytest.param({**MISSED, **RISEN}, "has not alarmed", id="a-goal-missed-before-any-alarm"),
+        pytest.param({**MISSED, **MAJOR}, "reference tolerates", id="a-goal-missed-by-a-champion-as-good-as-ever"),
     ],
 )
 def test_what_speaks_against_a_cause_is_named_too(measured: dict[str, Any], against: str) -> None:

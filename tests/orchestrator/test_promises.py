@@ -11,12 +11,15 @@ from pydantic import JsonValue
 
 from evals.world.platform import example_spec
 from orchestrator.promises import missed_goals
+from orchestrator.signals import Signal
 from state import leases, store
 from state.rows import GoalRow
 from state.spec import ModelSpec
 from state.store import Connection, Database, Fence
+from tools.drift.performance import Reference
 
 GOOD, BAD = 0.20, 0.40  # block losses: AUC .80 and .60 against a goal of .70
+REFERENCE = Reference(mean=0.25, sd=0.02, n=20, null=0.26)
 
 
 class Desk:
@@ -25,8 +28,12 @@ class Desk:
 
     def judge(self, *losses: float) -> list[str]:
         """Names of the signals that these newest block losses raise."""
-        found = missed_goals(self.conn, self.spec, list(losses), evidence_block="2026-03-09", fence=self.fence)
-        return [signal.name for signal in found]
+        return [signal.name for signal in self.signals(*losses)]
+
+    def signals(self, *losses: float) -> list[Signal]:
+        return missed_goals(
+            self.conn, self.spec, list(losses), reference=REFERENCE, evidence_block="2026-03-09", fence=self.fence
+        )
 
 
 @pytest.fixture
@@ -59,6 +66,13 @@ def test_a_goal_is_missed_once_until_it_was_kept_again(desk: Desk) -> None:
     assert desk.judge(*[BAD] * 7) == []
     assert desk.judge(*[GOOD] * 7) == []
     assert desk.judge(*[BAD] * 7) == ["goal_missed"]
+
+
+def test_a_missed_goal_says_what_the_champion_is_held_against(desk: Desk) -> None:
+    (signal,) = desk.signals(*[BAD] * 7)
+
+    details = signal.details
+    assert (details["loss"], details["reference"], details["null"]) == (pytest.approx(BAD), 0.25, 0.26)
 
 
 def test_too_few_blocks_say_nothing(desk: Desk) -> None:
