@@ -10,11 +10,14 @@ import polars as pl
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.doubt import fault_row
 from orchestrator.label_book import label_reference, labels_by_score
+from orchestrator.matching import BROKEN
+from orchestrator.runs import loss_alarm
 from orchestrator.segment_book import read_segments
 from orchestrator.segment_watch import in_words, segment_since
-from orchestrator.signals import WINDOW_BLOCKS, Signal, block_begins
+from orchestrator.signals import OF_THE_LOSS, WINDOW_BLOCKS, Signal, block_begins
+from orchestrator.symptoms import signals_of
 from state import store
-from state.rows import DetectorRow, IncidentRow
+from state.rows import DetectorRow, EvidenceRow, IncidentRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 from tools.drift.calibration import calibration_alarms, tolerated
@@ -27,8 +30,6 @@ ROWS_PER_BLOCK = 4_000
 """Rows of a block that the dependence on features is measured on."""
 COMPARED = 14
 """Good blocks before a change that its rows are compared with."""
-SYMPTOMS = frozenset({"loss_alarm", "segment_alarm", "goal_missed"})
-"""What labels at fault bring about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,8 @@ def explain(
     """`alarms` with what the labels say of them.
 
     An alarm of the loss, or of the calibration, is looked into: a fault of the labels takes its place, and what speaks
-    against one goes with it. While labels are at fault, what that does to the loss is no news: then newly matured
+    against one goes with it. So is, once more with every block of its first week, an alarm that an open incident is about:
+    a few blocks may not have told. While labels are at fault, what that does to the loss is no news: then newly matured
     blocks are told apart into faulty and sound ones.
     """
     if spec.task != "binary":
@@ -60,32 +62,52 @@ def explain(
     if reference is None or not live:
         return alarms
     case = _Case(spec=spec, champion=champion, reference=reference, live=live, bad=bad)
-    others = [alarm for alarm in alarms if alarm.name not in SYMPTOMS]
+    others = [alarm for alarm in alarms if alarm.name not in OF_THE_LOSS]
     incident = _open_fault(conn, spec)
     if incident is not None:
         if incident.body.get("in_doubt"):
             return [*others, *_still_in_doubt(crew, conn, case, incident, fence)]
         return [*others, *_still_faulty(conn, case, fence)]
     alarm = next((alarm for alarm in alarms if alarm.name in ("loss_alarm", "segment_alarm")), None)
+    known = _alarm_before(conn, case) if alarm is None else None
     off = calibration_alarms(
         reference, live, tolerance=spec.monitoring.tolerance, false_alarm_blocks=spec.monitoring.false_alarm_blocks
     )  # fmt: skip
-    change = find_change(reference, live) if alarm is not None or off else None
+    change = find_change(reference, live) if alarm is not None or known is not None or off else None
     if change is None:
         _forget_calibration(conn, case, fence)
         return alarms
-    if alarm is None and not _is_news(conn, case, change):
+    news, young = bool(off) and _is_news(conn, case, change), known is not None and change.n_blocks <= WINDOW_BLOCKS
+    if alarm is None and not news and not young:
         return alarms
-    symptom = alarm
+    if news:
+        _note_calibration(conn, case, change, fence)
+    symptom = alarm or known
     if symptom is None and _confined(conn, case, change) is not None:
         symptom = segment_since(conn, spec, champion, change.since, bad=bad, fence=fence)
         if symptom is None:
             return alarms  # told before
-    symptom = symptom or _calibration_lost(conn, case, change, fence)
+    symptom = symptom or _calibration_lost(case, change)
     found = _look_into(crew, conn, case, change, symptom, fence)
     if found.name == "label_fault":
         return [*others, found]
-    return [found if item is alarm else item for item in alarms] if alarm is not None else [*alarms, found]
+    if alarm is not None:
+        return [found if item is alarm else item for item in alarms]
+    # While the loss has alarmed, probabilities that are off are no news.
+    told = known is not None or (found.name == "calibration_lost" and loss_alarm(conn, spec.model, champion))
+    return alarms if told else [*alarms, found]
+
+
+def _alarm_before(conn: Connection, case: _Case) -> Signal | None:
+    """The newest alarm of this champion's loss, where an open incident is about a change of the world because of it."""
+    for incident in store.select(conn, IncidentRow, model=case.spec.model, status="open"):
+        alarms = [
+            row for row in signals_of(conn, case.spec, incident) if row.name in ("loss_alarm", "segment_alarm")
+        ]  # fmt: skip
+        seen = store.get(conn, EvidenceRow, alarms[-1].evidence_ids[-1]) if alarms else None
+        if seen is not None and incident.cause not in BROKEN:
+            return Signal.model_validate(seen.body)
+    return None
 
 
 def _look_into(crew: Crew, conn: Connection, case: _Case, change: Change, symptom: Signal, fence: Fence) -> Signal:
@@ -183,11 +205,15 @@ def _still_faulty(conn: Connection, case: _Case, fence: Fence) -> list[Signal]:
     ]
 
 
-def _calibration_lost(conn: Connection, case: _Case, change: Change, fence: Fence) -> Signal:
+def _note_calibration(conn: Connection, case: _Case, change: Change, fence: Fence) -> None:
+    """From now on only what grows by another tolerance is news."""
+    state: dict[str, Any] = {"size": _off_by(case, change)}
+    store.put(conn, DetectorRow(id=_calibration_id(case), model=case.spec.model, state=state), fence=fence)
+
+
+def _calibration_lost(case: _Case, change: Change) -> Signal:
     """Probabilities are off while the objective holds."""
     size = _off_by(case, change)
-    raised = DetectorRow(id=_calibration_id(case), model=case.spec.model, state={"size": size})
-    store.put(conn, raised, fence=fence)
     expected = case.reference.mean
     text = (
         f"probabilities are off while {case.spec.objective.metric} holds: from the block of {change.since} on labels are "

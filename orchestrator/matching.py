@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from orchestrator.change import change_of
 from orchestrator.cursor import block_name
 from orchestrator.diagnosis import Diagnosis
-from orchestrator.signals import Signal, block_begins
+from orchestrator.signals import OF_THE_LOSS, Signal, block_begins
 from state import store
-from state.rows import IncidentRow
+from state.rows import IncidentRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection
 
@@ -30,13 +31,35 @@ def matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagn
             return row
         if row.cause not in BROKEN - {"skew"} and diagnosis.cause not in BROKEN:
             return row  # worse predictions and moved inputs are what skew looks like as well
+        if _is_explained(conn, spec, row, signal):
+            return row
     return None
+
+
+def _is_explained(conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal) -> bool:
+    """Whether labels that are known by now to be wrong are what a seeming change of the world is about.
+
+    They are where fewer blocks of that change came before them than anything could be told from. Where its version is on
+    its way already, the incident goes on with that.
+    """
+    if signal.name != "label_fault" or signal.onset is None or incident.cause in BROKEN:
+        return False
+    if incident.signal not in {*OF_THE_LOSS, "calibration_lost"}:
+        return False
+    runs = store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"])
+    alone = spec.monitoring.min_blocks * spec.monitoring.block
+    return (
+        all("rollout_id" not in run.body for run in runs)
+        and block_begins(signal.onset) < change_of(spec, incident) + alone
+    )  # fmt: skip
 
 
 def is_something_else(incident: IncidentRow, signal: Signal, diagnosis: Diagnosis) -> bool:
     """Whether the incident is about something else than it was taken for, now that the signal has joined it."""
     if incident.body.get("in_doubt") and signal.name != "label_fault":
         return True
+    if diagnosis.cause == "label_fault":
+        return incident.cause not in BROKEN
     return (
         _is_narrower(incident, diagnosis)
         or _is_wider(incident, signal, diagnosis)

@@ -83,5 +83,7 @@ def joined(known: dict[str, JsonValue], more: dict[str, JsonValue]) -> dict[str,
     return body
 
 
+OF_THE_LOSS = frozenset({"loss_alarm", "segment_alarm", "goal_missed"})
+"""What predictions that have become worse bring about, and labels at fault as well."""
 FAULTS = frozenset({"data_fault", "label_fault", "skew"})
 """Causes and signals that spoil the days on which they hold."""

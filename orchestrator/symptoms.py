@@ -14,6 +14,7 @@ from state import store
 from state.rows import DetectorRow, IncidentRow, RolloutRow, SignalRow
 from state.spec import ModelSpec
 from state.store import Connection
+from tools.drift.performance import EDetector
 
 WEIGHED = frozenset(
     {"loss_alarm", "segment_alarm", "goal_missed", "major_drift", "challenger_better", "calibration_lost", "skew"}
@@ -35,7 +36,11 @@ def symptoms_of(
     baking = [r for r in store.select(conn, RolloutRow, model=spec.model, status="running") if r.phase == "bake"]
     details = signal.details
     findings = tuple(sentence(f) for f in details.get("findings", []))
-    told = [*_earlier(conn, spec, incident), (signal.name, {**details, "text": signal.text})]
+    earlier = signals_of(conn, spec, incident) if incident is not None else []
+    told: list[tuple[str, dict[str, Any]]] = [
+        *((row.name, dict(row.body)) for row in earlier if row.name in WEIGHED),
+        (signal.name, {**details, "text": signal.text}),
+    ]
     newest = dict(told)
     goal, won = newest.get("goal_missed"), newest.get("challenger_better", {})
     alarm = next((body for name, body in reversed(told) if name in ("loss_alarm", "segment_alarm")), None)
@@ -48,7 +53,7 @@ def symptoms_of(
         server_ready=bool(endpoint and endpoint.ready),
         candidate_serving=bool(baking),
         canary_failed=signal.name == "canary_failed",
-        loss_alarm="loss_alarm" in newest,
+        loss_alarm="loss_alarm" in newest or (goal is not None and _has_alarmed(conn, spec.model, champion)),
         goal_missed=goal["text"] if goal is not None else None,
         loss_risen=float(loss.get("loss", 0.0)) > float(loss.get("null", float("inf"))),
         error_ratio=details.get("error_ratio"),
@@ -66,11 +71,17 @@ def symptoms_of(
     )
 
 
-def _earlier(conn: Connection, spec: ModelSpec, incident: IncidentRow | None) -> list[tuple[str, dict[str, Any]]]:
-    """Name and details of what the incident's signals said since the present champion serves, oldest first."""
+def _has_alarmed(conn: Connection, model: str, champion: str | None) -> bool:
+    """Whether the loss of this version has alarmed before, whatever was made of that."""
+    row = store.get(conn, DetectorRow, f"{model}/loss/{champion}")
+    return row is not None and EDetector.from_state(row.state).alarm
+
+
+def signals_of(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> list[SignalRow]:
+    """The signals of an incident since the present champion serves, oldest first."""
     champion = store.get(conn, DetectorRow, f"{spec.model}/champion")
-    if incident is None or champion is None:
+    if champion is None:
         return []
     since = datetime.fromisoformat(str(champion.state["since"]))
-    rows = store.select(conn, SignalRow, model=spec.model, name=sorted(WEIGHED), order="at")
-    return [(row.name, dict(row.body)) for row in rows if row.incident_id == incident.id and row.at > since]
+    rows = store.select(conn, SignalRow, model=spec.model, order="at")
+    return [row for row in rows if row.incident_id == incident.id and row.at > since]

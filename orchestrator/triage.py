@@ -11,6 +11,7 @@ from orchestrator.change import change_began, later_change
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
+from orchestrator.gate import withdraw_questions
 from orchestrator.matching import BROKEN, faulty_columns, is_something_else, matching, shares_cause_with
 from orchestrator.quiet import is_quiet
 from orchestrator.runs import cite, new_run
@@ -160,15 +161,21 @@ def _rediagnose(
     crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, signal: Signal, diagnosis: Diagnosis,
     fence: Fence,
 ) -> None:  # fmt: skip
-    """The incident is about something else after all: the symptom of labels in doubt, one segment of what is worse, or
-    harm that nothing showed at first."""
+    """The incident is about something else after all: the symptom of labels in doubt, one segment of what is worse, harm
+    that nothing showed at first, or labels that were wrong from the start."""
     said = "the labels are not at fault" if incident.cause == "label_fault" else diagnosis.evidence_for[0]
     incident.cause, incident.signal = diagnosis.cause, signal.name
     incident.title = _title(spec, signal, diagnosis)
     incident.body |= {"size": signal.size, "text": signal.text}
     for name in ("days", "quarantined", "missing", "unlabelled", "by_score", "in_doubt", "asking", "symptom"):
         incident.body.pop(name, None)
+    fault = fault_body(signal, spec)
+    if fault:
+        incident.body |= {**fault, "quarantined": []}
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
+        if fault:
+            withdraw_questions(crew, conn, run, "what was asked rests on labels that are not to be trusted")
+            run.facts["owner_told"] = False
         run.facts |= {"bad_days_known": False, "fault_contained": False, **_story(signal)}
         if diagnosis.cause == "segment_regression" and "rollout_id" not in run.body:
             # What a backtest said of the whole is no answer for the segment.

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from state.rows import ApprovalRow, DetectorRow, DiagnosisRow, IncidentRow
+from orchestrator.signals import Signal
+from orchestrator.triage import take_in
+from state.rows import ApprovalRow, DetectorRow, DiagnosisRow, IncidentRow, SignalRow
 from tests.orchestrator.conftest import Quick
 from tests.orchestrator.support import QUICK, Stage, Truth, days
 
@@ -259,6 +261,68 @@ def test_a_world_that_changes_is_not_taken_for_broken_labels(quick: Quick, drift
         assert stage.rows(ApprovalRow) == []
         diagnosis = next(row for row in stage.rows(DiagnosisRow) if row.cause == "concept_drift")
         assert diagnosis.alternatives["label_fault"]
+
+
+def test_what_joins_a_loss_alarm_is_judged_together_with_it(quick: Quick) -> None:
+    """Probabilities are off as well, and the goal is missed a week later: neither is another cause, or none."""
+    with quick(seed=1, **WATCHED) as stage:
+        stage.start()
+        stage.days(5)
+        stage.drift("concept", 0.7)
+        stage.days(11)
+
+        (incident,) = stage.incidents()
+        said: list[DiagnosisRow] = stage.rows(DiagnosisRow)
+        assert {signal.name for signal in stage.rows(SignalRow)} == {"loss_alarm", "goal_missed"}
+        assert {row.cause for row in said} == {incident.cause} == {"concept_drift"}
+        assert "misses the goal" in said[-1].evidence_for[-1]
+        assert not said[-1].evidence_against
+
+
+def test_labels_that_are_known_to_be_wrong_later_take_the_incident_of_their_symptom(quick: Quick) -> None:
+    """The alarm came before anything could be told: nothing of it is raised again, and newer blocks tell by themselves."""
+    with quick(**WATCHED) as stage:
+        stage.start()
+        stage.days(5)
+        onset = stage.clock.now().date().isoformat()
+        stage.drift("label_flip", 0.4)
+        stage.days(1)
+        alarm = Signal(
+            name="loss_alarm", text="roc_auc loss 0.4", size=0.2, floor=0.01, onset=onset,
+            details={"loss": 0.4, "reference": 0.2, "null": 0.21},
+        )  # fmt: skip
+        stage.put(DetectorRow(id="churn/alarm/1", model="churn", state={"size": 9.0, "block": onset, "level": 9.0}))
+        stage.put(DetectorRow(id="churn/calibration/1", model="churn", state={"size": 99.0}))
+        with stage.crew.db.transaction() as conn:
+            take_in(stage.crew, conn, stage.spec, alarm, None)  # type: ignore[arg-type]
+        (incident,) = stage.incidents()
+        assert incident.cause == "concept_drift"
+
+        stage.days(2)
+        (incident,) = stage.incidents()
+        assert (incident.cause, incident.signal) == ("label_fault", "label_fault")
+        assert incident.title == "churn: the labels are not to be trusted"
+        assert onset in stage.world.model("churn").quarantined
+        assert [m for m in stage.world.state.messages if "label_fault" in m.title]
+        stage.days(3)
+        assert {i.cause for i in stage.incidents()} == {"label_fault"}
+        assert len(stage.incidents()) == 1
+        stage.check_books()
+
+
+def test_a_drift_that_began_long_before_the_labels_went_wrong_is_no_symptom_of_them(quick: Quick) -> None:
+    with quick(**WATCHED) as stage:
+        stage.start()
+        stage.days(5)
+        stage.drift("label_flip", 0.4)
+        stage.days(1)
+        onset = (stage.clock.now() - days(1 + QUICK["monitoring"]["min_blocks"])).date().isoformat()
+        alarm = Signal(name="loss_alarm", text="roc_auc loss 0.4", size=0.2, onset=onset)
+        with stage.crew.db.transaction() as conn:
+            take_in(stage.crew, conn, stage.spec, alarm, None)  # type: ignore[arg-type]
+        stage.days(2)
+
+        assert sorted(i.cause for i in stage.incidents()) == ["concept_drift", "label_fault"]
 
 
 def test_a_loss_of_calibration_alone_is_told_and_handed_over(quick: Quick) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from orchestrator.segment_book import SegmentBook, segments_row
+from orchestrator.signals import Signal
+from orchestrator.triage import take_in
 from state.rows import DetectorRow, DiagnosisRow, IncidentRow, SignalRow
 from tests.orchestrator.conftest import At, Quick
 from tests.orchestrator.support import QUICK, Stage, Truth, days
@@ -225,6 +227,67 @@ def test_healthy_weeks_raise_nothing_and_one_row_holds_all_segments(quick: Quick
         assert len(book(stage).recent) == 28
         stored = json.loads(json.dumps(book(stage).state()))
         assert SegmentBook.from_state(stored) == book(stage)
+
+
+def test_an_alarm_inside_a_segment_is_no_evidence_about_a_rise_of_the_whole(quick: Quick) -> None:
+    """Over few blocks chance raises a segment by a little more than the rest: that counts only where nothing else rose."""
+    with quick() as stage:
+        rng = np.random.default_rng(0)
+        usual = {
+            f"2026-01-{1 + day:02d}": {
+                "plan=a": SegmentLoss(loss=0.2 + rise, n=50, outside=0.2 + rng.normal(0.0, 0.01))
+            }
+            for day in range(25) for rise in [rng.normal(0.0, 0.01)]
+        }  # fmt: skip
+        book = SegmentBook()
+        book.watch(stage.spec, references(usual, tolerance=0.02))
+        known = (book.references or {})["plan=a"]
+        z_of_three = 3.4 * known.contrast_sd * (1 / 3 + 1 / known.inside.n) ** 0.5
+        risen = 0.2 + known.contrast + z_of_three
+        recent = {
+            f"2026-02-0{day}": {"plan=a": SegmentLoss(loss=risen, n=50, outside=0.2)} for day in (1, 2, 3)
+        }  # fmt: skip
+        book.recent = recent
+        assert book.confined_since(stage.spec, "2026-02-01", set()) is None, "no detector has alarmed"
+        book.detectors["plan=a"].false_alarm_blocks = 1.0
+        book.take(stage.spec, recent, set())
+        assert book.detectors["plan=a"].alarm
+
+        one = book.confined_since(stage.spec, "2026-02-01", set())
+        assert one is not None
+        assert (one.segment, one.n_blocks) == ("plan=a", 3)
+        assert 2.8 < one.z < 4.0
+        assert book.confined_since(stage.spec, "2026-02-01", set(), whole=True) is None
+
+
+def test_a_rise_that_seemed_confined_and_is_everywhere_by_now_is_of_the_whole(quick: Quick) -> None:
+    with quick(monitoring={**QUICK["monitoring"], "segments": []}) as stage:
+        stage.start()
+        stage.days(1)
+        onset = stage.clock.now().date().isoformat()
+        inside = {"loss": 0.4, "reference": 0.2, "null": 0.21, "confined": "only in plan=a: roc_auc loss 0.4000"}
+        alarms = [
+            Signal(
+                name="segment_alarm", text="worse in plan=a", size=0.2, onset=onset,
+                details={**inside, "segment": "plan=a", "segment_floor": 0.01, "segments": {"plan=a": 0.2}},
+            ),
+            Signal(
+                name="loss_alarm", text="worse", size=0.2, onset=onset,
+                details={"loss": 0.45, "reference": 0.2, "null": 0.21},
+            ),
+        ]  # fmt: skip
+        seen = []
+        for alarm in alarms:
+            with stage.crew.db.transaction() as conn:
+                take_in(stage.crew, conn, stage.spec, alarm, None)  # type: ignore[arg-type]
+            seen += [(i.cause, i.title) for i in stage.incidents()]
+
+        assert seen == [
+            ("segment_regression", "churn: predictions have become worse in plan=a"),
+            ("concept_drift", "churn: predictions have become worse"),
+        ]
+        changed = [d.change for d in stage.log() if d.kind == "incident_changed"]
+        assert changed == ["opened", "rediagnosed", "joined"]
 
 
 def test_a_segment_alarm_in_the_bake_window_rolls_back_to_the_previous_version(at: At) -> None:

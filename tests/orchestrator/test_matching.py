@@ -1,0 +1,61 @@
+"""What joins an incident, and what that makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.signals import Signal
+from orchestrator.triage import take_in
+from state.rows import DetectorRow, DiagnosisRow
+from tests.orchestrator.conftest import Quick
+
+LOSS: dict[str, Any] = {"loss": 0.4, "reference": 0.2, "null": 0.21}
+DRIFT = Signal(name="major_drift", text="drift major", size=0.5, details={"features": ["spend"]})
+ALARM = Signal(name="loss_alarm", text="worse", size=0.2, details=LOSS)
+MISSED = Signal(name="goal_missed", text="misses the goal", size=0.1, details={"goal_id": "g", **LOSS})
+OUT_OF_REACH = MISSED.model_copy(update={"details": {"goal_id": "g", **LOSS, "loss": 0.2}})
+OFF = Signal(name="calibration_lost", text="probabilities are off", size=2.0)
+WON = Signal(
+    name="challenger_better", text="a newer fit wins", size=4.0,
+    details={"z": 4.0, "paired_z": 4.0, "paired_evidence": "e"},
+)  # fmt: skip
+SKEW = Signal(
+    name="skew", text="spend: 9 % of keys differ", size=0.1, block="2026-03-02", details={"skewed": ["spend"]}
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "causes", "because"),
+    [
+        pytest.param(DRIFT, ALARM, ["covariate_shift_harmless", "covariate_shift_harmful"], "0.4000", id="harm-shows"),
+        pytest.param(DRIFT, MISSED, ["covariate_shift_harmless", "covariate_shift_harmful"], "goal", id="a-goal-does"),
+        pytest.param(OUT_OF_REACH, ALARM, ["insufficient_evidence", "concept_drift"], "goal", id="a-cause-is-known"),
+        pytest.param(OFF, ALARM, ["prior_shift", "concept_drift"], "are off", id="the-ranking-is-worse-too"),
+        pytest.param(WON, DRIFT, ["stale_model", "stale_model"], "beats the champion", id="a-win-is-not-forgotten"),
+        pytest.param(ALARM, MISSED, ["concept_drift", "concept_drift"], "0.4000", id="an-alarm-is-not-forgotten"),
+        pytest.param(SKEW, ALARM, ["skew", "skew"], "9 % of keys", id="skew-explains-a-loss"),
+    ],
+)
+def test_a_signal_that_joins_is_judged_with_what_its_incident_knows(
+    quick: Quick, first: Signal, second: Signal, causes: list[str], because: str
+) -> None:
+    with quick() as stage:
+        stage.start()
+        stage.days(1)
+        seen = []
+        for signal in (first, second):
+            if signal is DRIFT:
+                level: dict[str, Any] = {"level": "major", "features": ["spend"], "until": "2026-03-02"}
+                stage.put(DetectorRow(id="churn/drift", model="churn", state=level))
+            with stage.crew.db.transaction() as conn:
+                take_in(stage.crew, conn, stage.spec, signal, None)  # type: ignore[arg-type]
+            (incident,) = stage.incidents()
+            seen.append(incident.cause)
+
+        assert seen == causes
+        newest: DiagnosisRow = stage.rows(DiagnosisRow)[-1]
+        assert any(because in reason for reason in newest.evidence_for), newest
+        changed = [d.change for d in stage.log() if d.kind == "incident_changed"]
+        assert changed == (["opened", "joined"] if causes[0] == causes[1] else ["opened", "rediagnosed", "joined"])
