@@ -8,9 +8,9 @@ from datetime import timedelta
 from evals.injections import (
     AnyInjection,
     ClockStep,
-    Command,
     DataChange,
     Forgery,
+    GoOn,
     Misroute,
     PlatformFault,
     PolicyEdit,
@@ -19,6 +19,7 @@ from evals.injections import (
     RouteEdit,
     SecondWorker,
     ServerChange,
+    Stop,
     VersionRole,
     Wish,
 )
@@ -44,6 +45,7 @@ class Happenings:
         self._coming = list(timeline)
         self._faults: list[tuple[int, Fault]] = []
         self._misroutes: list[tuple[int, str]] = []
+        self._stops: list[tuple[int, Stop]] = []
 
     def morning(self, scene: Scene, day: int) -> None:
         """End what ends today, then begin what begins today."""
@@ -54,6 +56,9 @@ class Happenings:
         for until, model in [entry for entry in self._misroutes if entry[0] == day]:
             scene.world.misroute(model, None)
             self._misroutes.remove((until, model))
+        for until, stop in [entry for entry in self._stops if entry[0] == day]:
+            _command(scene, stop, stopped=False)
+            self._stops.remove((until, stop))
         for entry in [entry for entry in self._coming if _is_time(scene, entry, day)]:
             self._coming.remove(entry)
             scene.began.setdefault(entry.inject, day)
@@ -83,6 +88,10 @@ class Happenings:
                 scene.world.misroute(model, _by_version(scene, model, entry.weights))
                 if entry.until_day is not None:
                     self._misroutes.append((entry.until_day, model))
+            case Stop():
+                _command(scene, entry, stopped=True)
+                if entry.until_day is not None:
+                    self._stops.append((entry.until_day, entry))
             case RouteEdit():
                 model = _one_model(scene, entry)
                 scene.world.foreign_edit(model, _by_version(scene, model, entry.weights))
@@ -122,8 +131,8 @@ def _happen(scene: Scene, entry: AnyInjection) -> None:
             scene.world.restart_proxy()
         case Wish():
             _wish(scene, entry.text, entry.by)
-        case Command():
-            _command(scene, entry)
+        case GoOn():
+            _command(scene, entry, stopped=False)
         case PolicyEdit():
             _edit_policy(scene, entry)
         case ClockStep():
@@ -231,16 +240,15 @@ def _wish(scene: Scene, text: str, user: str) -> None:
         scene.refused.append(f"{text}: {exc}")
 
 
-def _command(scene: Scene, entry: Command) -> None:
+def _command(scene: Scene, entry: Stop | GoOn, *, stopped: bool) -> None:
     crew = scene.crew
     with crew.db.transaction() as conn:
         if entry.inject in ("halt", "unhalt"):
-            throw_halt(conn, on=entry.inject == "halt", user=entry.by, reason="", stamp=crew.stamp())
+            throw_halt(conn, on=stopped, user=entry.by, reason="", stamp=crew.stamp())
             return
     for model in [entry.model] if entry.model is not None else scene.models:
         with crew.db.transaction() as conn:
-            held = entry.inject == "hold"
-            hold_model(conn, model, held=held, user=entry.by, reason="", stamp=crew.stamp())
+            hold_model(conn, model, held=stopped, user=entry.by, reason="", stamp=crew.stamp())
 
 
 def _forge(scene: Scene, entry: Forgery) -> None:

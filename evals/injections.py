@@ -157,10 +157,18 @@ class Wish(Injection):
     by: str = "operator"
 
 
-class Command(Injection):
-    """A person throws or releases the kill switch, or holds or resumes the model."""
+class Stop(Injection):
+    """A person throws the kill switch, or holds the model, and takes that back on `until_day`."""
 
-    inject: Literal["halt", "unhalt", "hold", "resume"]
+    inject: Literal["halt", "hold"]
+    by: str = "operator"
+    until_day: Days | None = None
+
+
+class GoOn(Injection):
+    """A person releases the kill switch, or resumes the model."""
+
+    inject: Literal["unhalt", "resume"]
     by: str = "operator"
 
 
@@ -193,7 +201,7 @@ class Forgery(Injection):
 
 
 AnyInjection: TypeAlias = Annotated[
-    DataChange | Release | ServerChange | PlatformFault | RouteEdit | Misroute | ProxyRestart | Wish | Command | PolicyEdit
+    DataChange | Release | ServerChange | PlatformFault | RouteEdit | Misroute | ProxyRestart | Wish | Stop | GoOn | PolicyEdit
     | ClockStep | SecondWorker | Forgery,
     Field(discriminator="inject"),
 ]  # fmt: skip

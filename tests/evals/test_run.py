@@ -108,6 +108,22 @@ def test_a_fault_that_waits_for_the_canary_begins_on_the_morning_after_it_and_la
     assert days["platform"] == days["traffic_to_candidate"] + 1
 
 
+def test_a_hold_that_waits_for_the_canary_is_taken_back_after_its_days() -> None:
+    turned = {"day": 2, "inject": "concept", "magnitude": 0.8}
+    held = {"day": 2, "when": "canary", "inject": "hold", "for_days": 3, "harmless": True}
+    rests = scenario(
+        days=28, timeline=[turned, held], truth={"cause": ["concept_drift", "stale_model"]},
+        wanted=[{"state": "champion", "version": "newer"}], deadline_days=26,
+        must_not=[{"effect": "promote", "after": "hold", "for_days": 3}],
+    )  # fmt: skip
+
+    result = run_job(Job(scenario=rests, seed=1))
+
+    assert result.passed, result.why
+    days = {moment.what.split(" ")[0]: moment.day for moment in reversed(result.timeline)}
+    assert days["promote"] >= days["hold"] + 3
+
+
 def test_the_first_champion_serves_whoever_answers_later_and_whatever_the_crew_may_do() -> None:
     silent = [{"name": "lead", "roles": ["approver"], "answer": "ignore"}]
     for autonomy in ({"promote": "approve"}, {"risky": "advise"}):
