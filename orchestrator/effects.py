@@ -345,6 +345,8 @@ def _quarantined(
     crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent, outcome: ActionOutcome, fence: Fence
 ) -> None:
     incident = store.get(conn, IncidentRow, run.subject_id)
+    later = run.body.pop("evidence_after", None)
+    cite(run, *(str(item) for item in later) if isinstance(later, list) else ())
     if incident is not None:
         days = incident.body.get("quarantined")
         known = list(days) if isinstance(days, list) else []

@@ -247,11 +247,13 @@ def _denied(desk: Desk, conn: Connection, run: RunRow, proposal: Proposal, rulin
     if set(ruling.rules) == {"dry-run"}:
         end_run(crew, conn, run, "dry_run", fence=desk.fence)
         return
-    if "same-remedy" in ruling.rules or (first <= now - DENIED_DAYS and not _stopped_by_people(ruling)):
+    too_long = first <= now - DENIED_DAYS and not _stopped_by_people(ruling)
+    if too_long or "same-remedy" in ruling.rules:
         text = f"{proposal.kind} is denied: {ruling.reason}"
         _call_once(desk, conn, run, text)
-        give_up(crew, conn, run, "escalated", text, fence=desk.fence)
-        return
+        if not ruling.rules or not set(ruling.rules) <= _PASSING:
+            give_up(crew, conn, run, "escalated", text, fence=desk.fence)
+            return
     wake = Aim(move="wait", waits_for=f"policy: {ruling.reason}", wake_at=now + timedelta(hours=6))
     _wait(conn, run, wake.waits_for, wake, desk.fence)
 
@@ -260,7 +262,8 @@ _PASSING = frozenset({"kill-switch", "halted", "model-held", "advise-mode", "one
                       "actions-per-hour", "actions-per-day", "freeze", "freeze-window", "training-on-bad-data",
                       "training-on-labels-in-doubt",
                       "stale-labels", "one-rollout", POLICY_CHANGED})  # fmt: skip
-"""Denials that pass by themselves or by a person's hand: the promotion waits rather than fails."""
+"""Denials that pass by themselves or by a person's hand: what they deny waits rather than fails, and after `DENIED_DAYS`
+a person is called to what it waits for."""
 
 
 _STOPS = frozenset({"kill-switch", "model-held", "advise-mode", "freeze-window", POLICY_CHANGED})

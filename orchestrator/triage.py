@@ -19,7 +19,7 @@ from orchestrator.signals import Signal, fault_body, joined
 from orchestrator.symptoms import symptoms_of
 from state import log, store
 from state.decisions import IncidentChanged
-from state.rows import DetectorRow, DiagnosisRow, GoalRow, IncidentRow, RolloutRow, RunRow, SignalRow
+from state.rows import ApprovalRow, DetectorRow, DiagnosisRow, GoalRow, IncidentRow, RolloutRow, RunRow, SignalRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 
@@ -224,7 +224,12 @@ def _join(
         incident.body["skewed"] = signal.details["skewed"]
     store.put(conn, incident, fence=fence)
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
-        if not same_skew:  # another day of what a person was asked about is no new question
+        # Another day of what a person is asked about, or was, is no new question.
+        asked = bool(more) and _is_asked(conn, run)
+        if asked:
+            later = run.body.get("evidence_after")
+            run.body["evidence_after"] = [*(later if isinstance(later, list) else []), *signal.evidence_ids]
+        elif not same_skew:
             cite(run, *signal.evidence_ids)
         run.body["unhealthy_at"] = crew.clock.now().isoformat()
         if "symptom" in more:
@@ -232,7 +237,8 @@ def _join(
         if more:
             run.facts["fault_contained"] = False
             run.facts["data_clean"] = True
-            run.body["pinned"] = {}  # what is asked next covers the new days too
+            if not asked:
+                run.body["pinned"] = {}  # what is proposed next covers the new days too
         if signal.name == "skew":
             run.facts |= {"feature_skew_found": True, "features_consistent": False}
         if signal.name == "serving_fault":
@@ -251,6 +257,12 @@ def _join(
             evidence_ids=signal.evidence_ids,
         ),
     )  # fmt: skip
+
+
+def _is_asked(conn: Connection, run: RunRow) -> bool:
+    """Whether a person is asked about days of the run's fault: what comes until the answer is looked at after it."""
+    pending = store.select(conn, ApprovalRow, model=run.model, status="pending")
+    return any(row.run_id == run.id and row.action == "quarantine_data" for row in pending)
 
 
 def _keep_diagnosis(crew: Crew, conn: Connection, incident: IncidentRow, diagnosis: Diagnosis, fence: Fence) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from state.rows import ApprovalRow
+from state.rows import ApprovalRow, RunRow, SignalRow
 from tests.orchestrator.conftest import Quick
 from tests.orchestrator.support import MODEL, QUICK, Stage, Truth, days
 
@@ -111,8 +111,7 @@ def test_a_person_is_asked_no_more_once_the_change_has_lasted(quick: Quick) -> N
         stage.days(8)
 
         questions = stage.rows(ApprovalRow)
-        assert 1 <= len(questions) <= 3
-        assert {q.status for q in questions} == {"void"}
+        assert [q.status for q in questions] == ["void"]
         assert stage.world.model(MODEL).quarantined == []
         assert [i.resolution for i in stage.incidents()] == ["new_normal"]
         stage.check_books()
@@ -130,3 +129,29 @@ def test_another_fault_before_the_incident_closes_is_a_fault(quick: Quick) -> No
         (incident,) = stage.incidents()
         assert (incident.status, incident.resolution) == ("closed", "quarantined")
         assert len(stage.world.model(MODEL).quarantined) == 4
+
+
+def test_a_question_about_faulty_days_stays_the_same_while_more_days_join(quick: Quick) -> None:
+    with quick(truth=LONG, monitoring=LASTING, autonomy={"quarantine_data": "approve"}) as stage:
+        stage.start()
+        stage.days(6)
+        first = stage.clock.now().date()
+        stage.drift("unit", 1000.0, features=("spend",), until=(first + days(5)).isoformat())
+        stage.days(4)
+        (question,) = stage.rows(ApprovalRow)
+        assert (question.status, question.args["days"]) == ("pending", [first.isoformat()])
+        assert len([m for m in stage.messages() if "quarantine" in m.title + m.text]) == 1
+
+        stage.answer("approved")
+        stage.settle()
+        assert stage.world.model(MODEL).quarantined == [first.isoformat()]
+        rest = [(first + days(n)).isoformat() for n in (1, 2, 3)]
+        (second,) = stage.rows(ApprovalRow, status="pending")
+        assert second.args["days"] == [*rest], "what came in the meantime is asked about in one go"
+        (run,) = [run for run in stage.rows(RunRow, status="waiting") if run.id == second.run_id]
+        cited = set(run.body["evidence"])
+        signals = [row for row in stage.rows(SignalRow) if row.incident_id == run.subject_id]
+        assert all(cited & set(row.evidence_ids) for row in signals), "every day that is named is cited"
+        stage.answer("approved")
+        stage.days(1)
+        stage.check_books()

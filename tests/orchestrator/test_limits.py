@@ -11,7 +11,7 @@ from orchestrator.context import _labels
 from orchestrator.people import throw_halt
 from state.rows import ApprovalRow, RunRow
 from tests.orchestrator.conftest import At, Quick
-from tests.orchestrator.support import Stage
+from tests.orchestrator.support import Stage, days
 
 
 def test_under_the_kill_switch_a_failing_canary_is_rolled_back_and_nothing_else_moves(at: At) -> None:
@@ -157,6 +157,33 @@ def test_with_autonomy_observe_an_incident_opens_and_a_person_gets_it_in_the_end
         assert any("denied" in m.text for m in stage.messages())
         assert stage.weights() == {"1": 100}
         stage.crew.db.close()
+
+
+def test_what_waits_for_a_fault_to_be_contained_is_not_given_up(at: At) -> None:
+    """Somebody has to answer for the days of the fault: until then the promotion waits, and after two weeks a person is
+    called to it."""
+    stage = at("ab_test")
+    spec = type(stage.spec).model_validate({**stage.spec.model_dump(), "autonomy": {"quarantine_data": "approve"}})
+    stage.world._specs["churn"] = spec
+    stage.crew.db.close()
+    stage.spec = spec
+    stage = stage.again()
+    until = (stage.clock.now() + days(2)).date().isoformat()
+    stage.drift("unit", 1000.0, features=("spend",), until=until)
+    stage.days(19)
+
+    assert stage.rollout().status == "running"
+    assert stage.weights() == {"1": 50, "2": 50}
+    (called,) = [m for m in stage.messages() if "promote is denied" in m.text]
+    assert "neither repaired nor quarantined" in called.text
+    stage.answer("approved", action="quarantine_data")
+    stage.days(1)
+    while stage.rows(ApprovalRow, status="pending"):
+        stage.answer("approved", action="quarantine_data")
+        stage.days(1)
+    stage.days(1)
+    assert stage.champion() == "2"
+    stage.crew.db.close()
 
 
 @pytest.mark.parametrize("share", [10, 30])
