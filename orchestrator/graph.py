@@ -306,6 +306,8 @@ def _learn(desk: Desk, state: AdvanceState, situation: Situation, move: Learned)
             actor=f'Agent::"{agent}"', run_id=run.id, incident_id=_incident(run), details=move.details,
             evidence_ids=[evidence_id],
         )  # fmt: skip
+        if run.subject_kind == "incident" and move.facts.get("canary_failed") and move.verdict in ("failed", "worse"):
+            _call_if_again(desk, conn, run, move.summary)
         if run.subject_kind == "goal" and move.facts.get("canary_failed") and move.verdict in ("failed", "worse"):
             # A version that a person asked for does harm; within an incident the failure is part of its story.
             harm = Signal(name="canary_failed", text=move.summary.rstrip("."), evidence_ids=[evidence_id])
@@ -339,6 +341,20 @@ def _wait(conn: Connection, run: RunRow, waits_for: str, wake: Aim | None, fence
 
 def _call_once(desk: Desk, conn: Connection, run: RunRow, text: str) -> None:
     tell(desk.crew, conn, key=f"run/{run.id}/{digest(text)[:16]}", title=f"{run.model} needs a person", text=text)
+
+
+def _call_if_again(desk: Desk, conn: Connection, run: RunRow, why: str) -> None:
+    """Two versions in a row that fail under live traffic are no chance: every later win would be tried in the same way."""
+    rollouts = store.select(conn, RolloutRow, model=run.model, newest_first=True)
+    mine = next((row for row in rollouts if row.id == run.body.get("rollout_id")), None)
+    if mine is None:
+        return
+    before = next((row for row in rollouts if row.id < mine.id), None)
+    mine.body["failed_live"] = True
+    store.put(conn, mine, fence=desk.fence)
+    if before is not None and before.body.get("failed_live"):
+        text = f"Version {mine.candidate} fails under live traffic, as version {before.candidate} did before it. {why}"
+        _call_once(desk, conn, run, text)
 
 
 def _run(conn: Connection, state: AdvanceState) -> RunRow:

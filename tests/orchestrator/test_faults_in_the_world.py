@@ -9,7 +9,7 @@ import pytest
 from evals.world.faults import Fault
 from evals.world.records import Condition
 from state import store
-from state.rows import ActionRow, DetectorRow, RunRow, SignalRow
+from state.rows import ActionRow, DetectorRow, RolloutRow, RunRow, SignalRow
 from tests.orchestrator.conftest import At, Quick
 from tests.orchestrator.support import QUICK, Stage, Truth, days
 
@@ -228,6 +228,23 @@ def test_a_win_whose_candidate_misses_a_gate_says_so_and_the_next_win_is_tried_a
         assert stage.kinds().count("train_candidates") == 1 + len(stage.incidents())
         assert stage.rows(DetectorRow, id="churn/quiet/challenger_better") == []
         stage.check_books()
+
+
+def test_a_second_version_in_a_row_that_fails_live_calls_a_person(at: At) -> None:
+    stage = at("canary")
+    stage.world.degrade("churn", Condition(version=None, error_ratio=0.5))
+    stage.world.degrade("churn", Condition(version="2", error_ratio=0.5))
+    calls = []
+    for _ in range(45):
+        stage.days(1)
+        calls = [m.text for m in stage.messages() if "fails under live traffic, as version" in m.text]
+        if calls:
+            break
+
+    off = [row.candidate for row in stage.rows(RolloutRow) if row.status == "rolled_back"]
+    assert off[0] == "2", "the first one is part of its incident, and calls nobody"
+    assert calls and calls[0].startswith(f"Version {off[1]} fails under live traffic, as version 2 did")
+    stage.check_books()
 
 
 def test_three_failed_trainings_in_a_row_end_with_a_person(at: At) -> None:
