@@ -19,7 +19,7 @@ from evals.bookmark import branch_day, place
 from evals.graders import Gate, first_fault, first_held, grade
 from evals.language import Source, Trial
 from evals.oracle import oracle_harm
-from evals.scenario import Family, IncidentIs, PersonKnows, Scenario
+from evals.scenario import Escalation, Family, IncidentIs, PersonKnows, Scenario
 from evals.scene import Scene
 from evals.stage import Stage, set_stage, set_stage_at
 from evals.twins import Twin, harm_by_day, longest, play_twin, twin_key
@@ -64,8 +64,8 @@ class RunResult:
     twin_false_actions: int = 0
     escalated: bool = False
     """Whether a person was asked, or an incident handed over to one."""
-    escalation_wanted: bool = False
-    """Whether the scenario's wanted state asks for that."""
+    escalation: Escalation = "needless"
+    """What that is in this scenario."""
     harm: float = 0.0
     """Excess log loss over the truth, summed over the rows served since the first fault (squared error in a
     regression)."""
@@ -239,7 +239,7 @@ def _result(
         duplicates=n_problems["duplicates"],
         twin_false_actions=len(twin.false_actions) if twin is not None else 0,
         escalated=bool(view.questions) or any(row.resolution == "escalated" for row in view.incidents),
-        escalation_wanted=_wants_person(job.scenario),
+        escalation=escalation_in(job.scenario),
         harm=harm,
         regret=round(harm - oracle_harm(scene, since=fault), 6),
         exchanges=asked,
@@ -249,12 +249,17 @@ def _result(
     return replace(found, digest=digest(_plain({"result": asdict(found), "effects": effects})))
 
 
-def _wants_person(scenario: Scenario) -> bool:
-    return any(
+def escalation_in(scenario: Scenario) -> Escalation:
+    """What a question to a person, or an incident handed over, is in this scenario: as it says, else as it lets one see.
+
+    A scenario that names the people who answer expects that policy asks them.
+    """
+    needed = any(
         (isinstance(part, PersonKnows) and part.state == "asked")
-        or (isinstance(part, IncidentIs) and "escalated" in part.resolution)
+        or (isinstance(part, IncidentIs) and part.resolution == ["escalated"])
         for part in scenario.wanted
     )
+    return scenario.escalation or ("needed" if needed else "welcome" if scenario.people else "needless")
 
 
 def _plain(value: object) -> object:

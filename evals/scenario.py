@@ -21,6 +21,9 @@ EffectName: TypeAlias = Literal[
 than the champion."""
 
 
+Escalation: TypeAlias = Literal["needed", "welcome", "needless"]
+
+
 class Replay(Part):
     """A team's recorded rows in the place of simulated ones, with the spec that describes them."""
 
@@ -181,5 +184,8 @@ class Scenario(Part):
     deadline_days: Days
     """From the first fault to the wanted state, which then stays to the end."""
     budgets: Budgets = Budgets()
+    escalation: Escalation | None = None
+    """What a question to a person, or an incident handed over, is here. None: `needed` where the wanted state has
+    `asked`, or an `incident` whose only resolution is `escalated`; `welcome` where it names people; else `needless`."""
     twin: bool = True
     """Whether the same world without its faults has to stay untouched."""

@@ -29,13 +29,15 @@ def summarise(found: Sequence[Judged]) -> Summary:
     """Figures of the whole suite; none where there is nothing to divide by.
 
     Medians are over the runs that came so far. An escalation is a question to a person or an incident that is handed
-    over, and right where the wanted state asks for one; runs that the harness could not play count in neither share.
+    over. Precision is the share of the runs with one in which it was needed or welcome, recall the share of the runs that
+    needed one in which it came; runs that the harness could not play count in neither.
     """
     runs = [run for verdict in found for run in verdict.runs]
     played = [run for run in runs if not run.error]
     n_passed = sum(run.passed for run in runs)
     asked = [run for run in played if run.escalated]
-    right = sum(run.escalation_wanted for run in asked)
+    right = sum(run.escalation != "needless" for run in asked)
+    needed = [run for run in played if run.escalation == "needed"]
     times: Summary = {}
     for name in ("ttd_min", "ttdiag_min", "ttm_min"):
         known = [value for run in played if (value := getattr(run, name)) is not None]
@@ -52,7 +54,7 @@ def summarise(found: Sequence[Judged]) -> Summary:
         "forbidden": sum(run.forbidden for run in runs),
         **times,
         "escalation_precision": _share(right, len(asked)),
-        "escalation_recall": _share(right, sum(run.escalation_wanted for run in played)),
+        "escalation_recall": _share(sum(run.escalated for run in needed), len(needed)),
         "harm": round(sum(run.harm for run in played), 6),
         "regret": round(sum(run.regret for run in played), 6),
     }

@@ -44,22 +44,24 @@ def test_a_scenario_passes_with_every_seed_only_and_errors_are_no_passes() -> No
 
 def test_the_summary_says_how_fast_how_harmful_and_who_was_asked() -> None:
     found = verdicts([
-        result(seed=1, ttd_min=1440.0, escalated=True, escalation_wanted=True, harm=5.0, regret=2.0),
+        result(seed=1, ttd_min=1440.0, escalated=True, escalation="needed", harm=5.0, regret=2.0),
         result(seed=2, ttd_min=4320.0, escalated=True, harm=7.0, regret=1.0, passed=False, forbidden=2),
-        result(seed=3, escalation_wanted=True),
-        result(id="two", escalation_wanted=True, twin_false_actions=1),
-        result(id="three", passed=False, error="x", escalation_wanted=True),
+        result(seed=3, escalation="needed"),
+        result(seed=4, escalated=True, escalation="welcome"),
+        result(seed=5, escalation="welcome"),
+        result(id="two", escalation="needed", twin_false_actions=1),
+        result(id="three", passed=False, error="x", escalation="needed"),
     ])  # fmt: skip
 
     summary = summarise(found)
 
-    assert (summary["passed"], summary["scenarios"], summary["runs_passed"], summary["errors"]) == (1, 3, 3, 1)
+    assert (summary["passed"], summary["scenarios"], summary["runs_passed"], summary["errors"]) == (1, 3, 5, 1)
     assert (summary["median_ttd_min"], summary["median_ttm_min"]) == (2880.0, None)
-    assert summary["escalation_precision"] == 1 / 2
+    assert summary["escalation_precision"] == pytest.approx(2 / 3), "the second one was needless"
     assert summary["escalation_recall"] == pytest.approx(1 / 3)
     assert (summary["harm"], summary["regret"]) == (12.0, 3.0)
     lines = dict(summary_lines(summary))
-    assert lines["runs passed (95 % interval)"] == "3 of 5, 60 % (23 % to 88 %)"
+    assert lines["runs passed (95 % interval)"] == "5 of 7, 71 % (36 % to 92 %)"
     assert (lines["median time to detect"], lines["median time to mitigate"]) == ("2.0 days", "-")
     assert (lines["false actions on healthy twins"], lines["forbidden effects"]) == ("1", "2")
     assert dict(summary_lines(summarise([])))["escalation recall"] == "-"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evals.bookmark import branch_day, place
-from evals.run import Job, run_all, run_job
+from evals.run import Job, escalation_in, run_all, run_job
 from evals.scenario import Scenario
 from evals.stage import set_stage_at
 from evals.twins import longest, play_twin
@@ -162,6 +162,23 @@ def test_a_model_that_shows_the_fault_of_another_one_later_has_no_incident_of_it
     result = run_job(Job(scenario=shared, seed=1))
 
     assert result.passed, result.why
+
+
+@pytest.mark.parametrize(
+    ("changes", "escalation"),
+    [
+        pytest.param({}, "needless", id="nobody-is-expected"),
+        pytest.param({"people": [{"name": "lead"}]}, "welcome", id="somebody-answers"),
+        pytest.param({"people": [{"name": "lead"}], "wanted": [{"state": "asked"}]}, "needed", id="asked"),
+        pytest.param({"wanted": [{"state": "incident", "resolution": ["escalated"]}]}, "needed", id="handed-over"),
+        pytest.param(
+            {"wanted": [{"state": "incident", "resolution": ["escalated", "recovered"]}]}, "needless", id="either-way"
+        ),
+        pytest.param({"escalation": "welcome"}, "welcome", id="as-it-says"),
+    ],
+)
+def test_a_scenario_lets_one_see_whether_a_person_is_needed(changes: dict[str, Any], escalation: str) -> None:
+    assert escalation_in(scenario(**changes)) == escalation
 
 
 def test_scenarios_of_one_world_share_one_twin_and_get_the_same_results() -> None:
