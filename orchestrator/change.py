@@ -77,6 +77,37 @@ def level_since(losses: Mapping[str, float], onset: str) -> float:
     return float(np.mean([loss for block, loss in losses.items() if block >= onset]))
 
 
+OF_A_VERSION = frozenset({"loss_alarm", "segment_alarm", "goal_missed", "challenger_better", "calibration_lost"})
+"""Signals about the predictions of the version that serves."""
+
+
+def is_replaced(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> bool:
+    """Whether all that an incident is about was said of a champion that serves no more: another version took its place."""
+    signals = _signals(conn, spec, incident)
+    before = incident.body.get("champion")
+    return before not in (None, champion_version(conn, spec.model)) and all(row.name in OF_A_VERSION for row in signals)
+
+
+def goals_kept(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> bool | None:
+    """Whether the goals that an incident says are missed are kept by the present champion; None while it has too few
+    labelled blocks to tell."""
+    missed = [row for row in _signals(conn, spec, incident) if row.name == "goal_missed"]
+    if not missed:
+        return True
+    version = champion_version(conn, spec.model)
+    blocks = store.select(
+        conn, BlockRow, model=spec.model, topic="loss", order="block", newest_first=True, limit=4 * WINDOW_BLOCKS
+    )  # fmt: skip
+    if sum(row.body.get("version") == version for row in blocks) < WINDOW_BLOCKS:
+        return None
+    promises = [store.get(conn, DetectorRow, f"{spec.model}/goal/{row.body['goal_id']}") for row in missed]
+    return all(row is not None and bool(row.state["kept"]) for row in promises)
+
+
+def _signals(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> list[SignalRow]:
+    return [row for row in store.select(conn, SignalRow, model=spec.model) if row.incident_id == incident.id]
+
+
 def symptoms_passed(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, run: RunRow) -> bool:
     """Whether everything that was wrong has been right since the last sign of it, without a remedy.
 
@@ -87,11 +118,11 @@ def symptoms_passed(crew: Crew, conn: Connection, spec: ModelSpec, incident: Inc
     if any(action.subject_id == incident.id for action in ledger.open_actions(conn, spec.model)):
         return False
     since = datetime.fromisoformat(str(run.body.get("unhealthy_at", incident.opened_at.isoformat())))
-    signals = [row for row in store.select(conn, SignalRow, model=spec.model) if row.incident_id == incident.id]
+    signals = _signals(conn, spec, incident)
     bad = set(crew.platform.outcomes.quarantined(spec.model))
     losses = _losses_since(conn, spec, since, bad)
     # The whole may be within what is tolerated while a segment is not.
-    first, version = matured_until(since, spec.data.label.delay), _champion(conn, spec.model)
+    first, version = matured_until(since, spec.data.label.delay), champion_version(conn, spec.model)
     segments = {str(row.body["segment"]) for row in signals if "segment" in row.body}
     if not all(segment_passed(conn, spec, version, name, first, bad) for name in segments):
         return False
@@ -102,7 +133,7 @@ def symptoms_passed(crew: Crew, conn: Connection, spec: ModelSpec, incident: Inc
 def _has_passed(conn: Connection, spec: ModelSpec, signal: SignalRow, losses: list[float], since: datetime) -> bool:
     enough = len(losses) >= WINDOW_BLOCKS
     row_id = {
-        "loss_alarm": f"loss/{_champion(conn, spec.model)}",
+        "loss_alarm": f"loss/{champion_version(conn, spec.model)}",
         "goal_missed": f"goal/{signal.body.get('goal_id')}",
         "major_drift": "drift",
     }.get(signal.name)
@@ -118,7 +149,7 @@ def _has_passed(conn: Connection, spec: ModelSpec, signal: SignalRow, losses: li
 
 def _losses_since(conn: Connection, spec: ModelSpec, since: datetime, bad: set[str]) -> list[float]:
     """The champion's losses of blocks that had no labels at `since`, newest first, quarantined days left out."""
-    version = _champion(conn, spec.model)
+    version = champion_version(conn, spec.model)
     first = matured_until(since, spec.data.label.delay)
     rows = store.select(
         conn, BlockRow, model=spec.model, topic="loss", order="block", newest_first=True, limit=4 * WINDOW_BLOCKS
@@ -130,14 +161,14 @@ def _losses_since(conn: Connection, spec: ModelSpec, since: datetime, bad: set[s
     ]  # fmt: skip
 
 
-def _champion(conn: Connection, model: str) -> str:
+def champion_version(conn: Connection, model: str) -> str:
     row = store.get(conn, DetectorRow, f"{model}/champion")
     return str(row.state["version"]) if row is not None else ""
 
 
 def begin_anew(conn: Connection, model: str, *, only_alarmed: bool = True) -> None:
     """The champion's loss is healthy again, or was none: its detectors begin anew, so that a relapse is news."""
-    version = _champion(conn, model)
+    version = champion_version(conn, model)
     raised = store.get(conn, DetectorRow, f"{model}/alarm/{version}")
     row = store.get(conn, DetectorRow, f"{model}/loss/{version}")
     begin_segments_anew(conn, model, version, only_alarmed=only_alarmed)

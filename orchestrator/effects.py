@@ -90,6 +90,7 @@ def _backtested(
     run.facts |= {
         "remedy_known": True, "training_justified": won, "paired_win": won,
         "paired_z": paired["z"], "paired_verdict": paired["verdict"], "paired_evidence": evidence_id,
+        "compared_with": intent.args.get("champion"),
     }  # fmt: skip
     incident = store.get(conn, IncidentRow, run.subject_id) if run.subject_kind == "incident" else None
     if incident is not None and won:
@@ -183,7 +184,7 @@ def _evaluated(
     """An existing version was scored beside the champion: its gates and its paired verdict are known now."""
     spec = crew.platform.specs[intent.model]
     _backtested(crew, conn, run, intent, outcome, fence)
-    run.facts |= {"training_justified": False, "compared_with": intent.args.get("champion")}
+    run.facts["training_justified"] = False
     move = gates_learned(
         situation_stub(spec, run, asked_by_person=run.subject_kind == "goal"),
         cast(list[dict[str, Any]], outcome.observed["gates"]),

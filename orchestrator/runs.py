@@ -8,7 +8,7 @@ from typing import Literal
 from orchestrator.actions import FactName
 from orchestrator.aims import Aim, reach
 from orchestrator.awaited import still_missing
-from orchestrator.change import begin_anew, symptoms_passed
+from orchestrator.change import begin_anew, gives_up_at, goals_kept, is_replaced, symptoms_passed
 from orchestrator.crew import Crew, observe, tell
 from orchestrator.goal_aims import goal_aim
 from orchestrator.quiet import keep_quiet
@@ -164,7 +164,13 @@ def _world_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incid
     Only a backtest that could have learned from the change says that there is none; until it can, the run waits.
     """
     facts = run.facts
+    if "rollout_id" not in run.body and is_replaced(conn, spec, incident):
+        replaced = _after_another(crew, conn, run, spec, incident)
+        if replaced is not None:
+            return replaced
     if spec.outcomes != "affected":
+        if _beat_another(conn, run):
+            facts |= {"remedy_known": False, "training_justified": False, "paired_win": False}
         if not facts.get("remedy_known"):
             return _seek_remedy(crew, conn, run, spec, incident)
         if not facts.get("training_justified"):
@@ -176,6 +182,39 @@ def _world_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incid
     if facts.get("gates_evaluated") and not facts.get("gates_cleared"):
         return Aim(move="end", outcome="gates_failed")
     return reach("serving_better_model")
+
+
+def _after_another(
+    crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incident: IncidentRow
+) -> Aim | None:  # fmt: skip
+    """What was wrong was the champion before: once the one that took its place is through, health has to hold.
+
+    None where the new one misses the goal as well, or whether it does is never known.
+    """
+    running = store.select(conn, RolloutRow, model=run.model, status="running")
+    if running:
+        return Aim(move="wait", waits_for=f"version {running[0].candidate} to be through")
+    kept, now = goals_kept(conn, spec, incident), crew.clock.now()
+    if kept is None and now < gives_up_at(spec, incident):
+        wake_at = now + spec.monitoring.block
+        return Aim(
+            move="wait", waits_for="labelled blocks that tell whether the new champion keeps the goal", wake_at=wake_at
+        )
+    if not kept:
+        return None
+    champion = store.get(conn, DetectorRow, f"{run.model}/champion")
+    run.body["remedied_at"] = str(champion.state["since"]) if champion is not None else None
+    return _recovering(crew, run, spec, outcome="recovered")
+
+
+def _beat_another(conn: Connection, run: RunRow) -> bool:
+    """Whether the backtest of the run judged a champion that serves no more, and nothing of the run is on its way."""
+    champion = store.get(conn, DetectorRow, f"{run.model}/champion")
+    known = run.facts.get("compared_with")
+    return (
+        known is not None and champion is not None and known != champion.state["version"]
+        and "rollout_id" not in run.body
+    )  # fmt: skip
 
 
 def _seek_remedy(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incident: IncidentRow) -> Aim:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from orchestrator.change import change_began, later_change
+from orchestrator.change import champion_version, change_began, later_change
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
@@ -81,7 +81,10 @@ def _open(
     crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis, fence: Fence
 ) -> IncidentRow:
     began = change_began(spec, signal.onset, crew.clock.now())
-    body: dict[str, Any] = {"size": signal.size, "text": signal.text, "change_from": began.isoformat()}
+    body: dict[str, Any] = {
+        "size": signal.size, "text": signal.text, "change_from": began.isoformat(),
+        "champion": champion_version(conn, spec.model),
+    }  # fmt: skip
     if diagnosis.cause == "data_fault":
         body["columns"] = sorted(faulty_columns(signal))
         first = shares_cause_with(conn, spec, signal)
@@ -149,11 +152,15 @@ def _world_facts(
     return facts
 
 
+CARRIED = ("paired_z", "paired_evidence", "compared_with")
+"""Facts of a backtest on the cadence that hold for the incident which its win opens."""
+
+
 def _won(signal: Signal) -> dict[str, bool | str | int | float]:
     """Facts that a win on the cadence brings; none for another signal."""
     if signal.name != "challenger_better":
         return {}
-    given = {name: value for name, value in signal.details.items() if name in ("paired_z", "paired_evidence")}
+    given = {name: value for name, value in signal.details.items() if name in CARRIED}
     return {"remedy_known": True, "training_justified": True, "paired_win": True, **given}
 
 
@@ -222,6 +229,7 @@ def _join(
     same_skew = signal.name == "skew" and isinstance(known, list) and {*signal.details["skewed"]} == {*known}
     if signal.name == "skew":
         incident.body["skewed"] = signal.details["skewed"]
+    incident.body["champion"] = champion_version(conn, spec.model)
     store.put(conn, incident, fence=fence)
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
         # Another day of what a person is asked about, or was, is no new question.
@@ -366,6 +374,6 @@ def cadence_signal(run: RunRow) -> Signal | None:
         name="challenger_better",
         text=f"the recipe, fitted anew, beats the champion on the newest labelled days (z {z:.2f})",
         size=z,
-        details={"z": z, "paired_z": z, "paired_evidence": run.facts["paired_evidence"]},
+        details={"z": z, **{name: value for name, value in run.facts.items() if name in CARRIED}},
         evidence_ids=[str(run.facts["paired_evidence"])],
     )

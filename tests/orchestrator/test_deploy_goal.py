@@ -269,3 +269,32 @@ def test_an_approved_question_whose_binding_was_changed_since_is_void(stage: Sta
     stage.days(1)
     assert [row.status for row in stage.rows(ApprovalRow)] == ["void", "pending"]
     stage.check_books()
+
+
+def test_an_incident_whose_champion_a_person_has_replaced_asks_anew_and_sees_that_it_is_over(quick: Quick) -> None:
+    """A newer fit beat the old champion, and may not be trained here; meanwhile a team's version takes its place."""
+    by_hand: dict[str, Any] = {"train_candidates": "observe"}
+    with quick() as stage:
+        stage.start()
+        spec = type(stage.spec).model_validate({**stage.spec.model_dump(), "autonomy": by_hand})
+        stage.world._specs["churn"] = stage.spec = spec
+        stage.crew.db.close()
+        stage = stage.again()
+        stage.drift("concept", 0.8)
+        for _ in range(12):
+            stage.days(1)
+            run = next((row for row in stage.rows(RunRow) if row.subject_kind == "incident"), None)
+            if run is not None and run.facts.get("training_justified"):
+                break
+        assert run is not None and run.facts["compared_with"] == "1"
+        ours = stage.register()
+        stage.days(4)
+        stage.ask("deploy", version=ours)
+        stage.days(18)
+
+        assert stage.champion() == ours
+        (incident,) = [i for i in stage.incidents() if i.id == run.subject_id]
+        assert incident.resolution == "recovered"
+        assert stage.kinds("train_candidates") == ["train_candidates"], "the first champion's"
+        stage.check_books()
+        stage.crew.db.close()
