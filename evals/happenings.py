@@ -177,7 +177,8 @@ def _release(scene: Scene, entry: Release) -> None:
     model = _one_model(scene, entry)
     end = scene.date_of(entry.trained_until_day) if entry.trained_until_day is not None else None
     until = midnight(end) if end is not None else scene.world.clock.now()
-    version = train_by_hand(scene.world, model, end=until, shuffled=entry.labels == "shuffled")
+    start = midnight(scene.date_of(entry.trained_from_day)) if entry.trained_from_day is not None else None
+    version = train_by_hand(scene.world, model, start=start, end=until, shuffled=entry.labels == "shuffled")
     condition = Condition(
         version=version, error_ratio=entry.error_ratio, latency_ratio=entry.latency_ratio, capacity=entry.capacity,
         dead=entry.dead,

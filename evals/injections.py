@@ -88,6 +88,9 @@ class Release(Injection):
     inject: Literal["release"]
     labels: Literal["true", "shuffled"] = "true"
     """`shuffled` is a model that learned nothing."""
+    trained_from_day: int | None = None
+    """Rows from this day on, which may be negative: after a change they make a version of the changed world alone. None: as
+    the recipe has it."""
     trained_until_day: int | None = None
     """Rows before this day, which may be negative; none: all that are known."""
     ask: Literal["deploy", "promote"] | None = "deploy"

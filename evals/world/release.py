@@ -17,8 +17,11 @@ SETUP = "setup"
 """How keys of effects begin that no control plane made."""
 
 
-def train_by_hand(world: World, model: str, *, end: datetime, shuffled: bool = False) -> str:
-    """Train on labelled rows before `end` and register; return the version. Faults of the platform do not hit it.
+def train_by_hand(
+    world: World, model: str, *, end: datetime, start: datetime | None = None, shuffled: bool = False
+) -> str:  # fmt: skip
+    """Train on labelled rows before `end`, from `start` on or as the recipe has it, and register; return the version. Faults
+    of the platform do not hit it.
 
     Raises:
         ToolUnavailable: the rows allow no training.
@@ -27,6 +30,8 @@ def train_by_hand(world: World, model: str, *, end: datetime, shuffled: bool = F
     parameters: dict[str, JsonValue] = {
         "spec": spec.model_dump_json(), "end": end.isoformat(), "as_of": world.clock.now().isoformat(), "seed": 0,
     }  # fmt: skip
+    if start is not None:
+        parameters["start"] = start.isoformat()
     key = SETUP + digest([model, parameters, shuffled])
     in_force, world.faults.active = world.faults.active, []
     try:

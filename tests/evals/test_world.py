@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,10 @@ import pytest
 from pydantic import JsonValue
 
 from evals.world.fitting import block_losses
+from evals.world.package import model_bytes
 from evals.world.platform import build, example_spec, serve_first_version
 from evals.world.records import Condition
+from evals.world.release import train_by_hand
 from evals.world.truth import Day, Drift, DriftKind, Truth
 from evals.world.world import World
 from state.contract import Contract
@@ -129,6 +131,22 @@ def test_a_turned_concept_hurts_the_champion_and_a_backtest_finds_the_remedy(tmp
 
     assert champion > 0.27
     assert challenger < champion - 0.04
+
+
+def test_a_team_can_fit_a_version_of_the_changed_world_alone(tmp_path: Path) -> None:
+    world, platform = live(tmp_path, Drift(kind="concept", start="2026-03-05", magnitude=0.7))
+    world.advance(40)
+    end, changed = world.clock.now() - timedelta(days=8), datetime(2026, 3, 5, tzinfo=UTC)
+
+    mixed = train_by_hand(world, "churn", end=end)
+    of_now = train_by_hand(world, "churn", start=changed, end=end)
+
+    packages = [platform.registry.package("churn", version) for version in ("1", mixed, of_now)]
+    rows = platform.outcomes.labelled("churn", start=end, end=world.clock.now(), as_of=world.clock.now())
+    scores = [world.models.decode(model_bytes(package)).score(rows) for package in packages]
+    losses = [block_losses(world.specs["churn"], rows, score) for score in scores]
+    first, second, third = [np.mean([block.loss for block in found.values()]) for found in losses]
+    assert third < second - 0.02 < first - 0.04
 
 
 def test_lost_signal_hurts_the_champion_and_no_fit_helps(tmp_path: Path) -> None:
