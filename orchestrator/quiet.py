@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.change import champion_version
 from orchestrator.segment_book import segment_sizes
 from orchestrator.signals import Signal
 from state import store
-from state.rows import DetectorRow, IncidentRow
+from state.rows import DetectorRow, IncidentRow, SignalRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 
+MEASURED = frozenset({"loss_alarm", "major_drift", "challenger_better", "calibration_lost"})
+"""Signals with a size, beside those of segments: they may be answered, and come back only when they have grown."""
 
-def keep_quiet(conn: Connection, spec: ModelSpec, incident: IncidentRow, fence: Fence) -> None:
-    """Remember the size of what an answered incident was about: its signal, and every segment in its scope.
+
+def keep_quiet(
+    conn: Connection, spec: ModelSpec, incident: IncidentRow, fence: Fence, *, but: frozenset[str] = frozenset()
+) -> None:  # fmt: skip
+    """Remember the size of what an answered incident was about: what was said of the present champion, and every segment
+    in its scope; signals in `but` were not answered by how it ended.
 
     Of a segment it is the present one, if that is larger: it was noticed within days, and a whole window tells more.
     """
-    champion = store.get(conn, DetectorRow, f"{incident.model}/champion")
-    version = champion.state["version"] if champion is not None else None
+    version = champion_version(conn, incident.model)
     segments = incident.body.get("segments")
     sizes: dict[str, Any] = {}
     if isinstance(segments, dict):
-        now = segment_sizes(conn, spec, str(version))
+        now = segment_sizes(conn, spec, version)
         sizes = {_segment(name): max(float(str(size)), now.get(name, 0.0)) for name, size in segments.items()}
-    if incident.signal != "segment_alarm":
-        sizes[incident.signal] = incident.body.get("size", 0.0)
+    for row in store.select(conn, SignalRow, model=incident.model, name=sorted(MEASURED - but), order="at"):
+        if row.incident_id == incident.id and row.body.get("champion", version) == version:
+            sizes[row.name] = row.value or 0.0
     for name, size in sizes.items():
         state: dict[str, Any] = {"size": size, "incident": incident.id, "champion": version}
         store.put(conn, DetectorRow(id=_row_id(incident.model, name), model=incident.model, state=state), fence=fence)

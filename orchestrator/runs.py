@@ -262,9 +262,9 @@ def close_incident(
     store.put(conn, incident, fence=fence)
     if resolution == "recovered":
         begin_anew(conn, incident.model)
-    tried_again = resolution == "gates_failed" and incident.signal == "challenger_better"
-    if resolution in ANSWERED and incident.signal in MEASURED and not tried_again:
-        keep_quiet(conn, crew.platform.specs[incident.model], incident, fence)
+    if resolution in ANSWERED:
+        tried_again = frozenset({"challenger_better"} if resolution == "gates_failed" else ())
+        keep_quiet(conn, crew.platform.specs[incident.model], incident, fence, but=tried_again)
     sentence = CLOSING.get(resolution, f"closed as {resolution}")
     if resolution == "recovered" and run.facts.get("serving_better_model"):
         sentence = f"the new champion serves and {sentence}"
@@ -299,8 +299,6 @@ CLOSING = {
     "rejected": "a person said no to the remedy; the champion stays",
 }
 ANSWERED = frozenset({"not_remediable", "gates_failed", "rolled_back", "escalated", "rejected", "handed_over"})
-MEASURED = frozenset({"loss_alarm", "segment_alarm", "major_drift", "challenger_better", "calibration_lost"})
-"""Signals with a size: they may be answered, and come back only when they have grown."""
 
 
 def _end_goal(crew: Crew, conn: Connection, run: RunRow, outcome: str, fence: Fence) -> None:
@@ -340,4 +338,4 @@ def new_run(
 
 
 DENIED_DAYS = timedelta(days=14)
-"""How long a run asks again before it gives up and calls a person."""
+"""How long a run asks again before a person is called, and it gives up unless the denial passes."""

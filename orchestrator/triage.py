@@ -43,7 +43,9 @@ def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence
     row = SignalRow(
         id=crew.ids.new_id(), model=spec.model, name=signal.name, at=crew.clock.now(), value=signal.size,
         threshold=None, incident_id=incident.id if incident else None, evidence_ids=signal.evidence_ids,
-        body={"text": signal.text, "block": signal.block, **signal.details},
+        body={
+            "text": signal.text, "block": signal.block, "champion": champion_version(conn, spec.model), **signal.details,
+        },
     )  # fmt: skip
     if incident is None:
         incident = _open(crew, conn, spec, signal, diagnosis, fence)

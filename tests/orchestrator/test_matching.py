@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.runs import end_run
 from orchestrator.signals import Signal
 from orchestrator.triage import take_in
-from state.rows import DetectorRow, DiagnosisRow
+from state.rows import DetectorRow, DiagnosisRow, IncidentRow, RunRow
 from tests.orchestrator.conftest import Quick
 
 LOSS: dict[str, Any] = {"loss": 0.4, "reference": 0.2, "null": 0.21}
@@ -59,3 +60,30 @@ def test_a_signal_that_joins_is_judged_with_what_its_incident_knows(
         assert any(because in reason for reason in newest.evidence_for), newest
         changed = [d.change for d in stage.log() if d.kind == "incident_changed"]
         assert changed == (["opened", "joined"] if causes[0] == causes[1] else ["opened", "rediagnosed", "joined"])
+
+
+def test_everything_that_was_said_of_the_champion_stays_quiet_once_it_is_answered_and_nothing_about_the_one_before(
+    quick: Quick,
+) -> None:
+    with quick() as stage:
+        stage.start()
+        stage.days(1)
+
+        def hear(signal: Signal) -> list[str]:
+            with stage.crew.db.transaction() as conn:
+                take_in(stage.crew, conn, stage.spec, signal, None)  # type: ignore[arg-type]
+            return [incident.signal for incident in stage.rows(IncidentRow, status="open")]
+
+        assert hear(WON) == hear(DRIFT) == ["challenger_better"]
+        champion: DetectorRow
+        (champion,) = stage.rows(DetectorRow, id="churn/champion")
+        stage.put(champion.model_copy(update={"state": {**champion.state, "version": "2"}}))
+        for signal in (DRIFT, ALARM):
+            hear(signal)
+        (incident,) = stage.incidents()
+        (run,) = [run for run in stage.rows(RunRow) if run.subject_id == incident.id]
+        with stage.crew.db.transaction() as conn:
+            end_run(stage.crew, conn, run, "escalated", fence=None)  # type: ignore[arg-type]
+
+        assert hear(DRIFT) == hear(ALARM) == [], "answered, and no larger"
+        assert hear(WON) == ["challenger_better"], "it had beaten another champion"
