@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from joblib import cpu_count
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no annotations
+from threadpoolctl import threadpool_limits
 
 T = TypeVar("T")
 
