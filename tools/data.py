@@ -13,7 +13,9 @@ import polars as pl
 
 from state.clock import utc
 from tools.datastore import Manifest, day_files, days_between, read_day, read_manifest, require_manifest, schema_of
-from tools.outcomes import available_labels, captured_rows
+from tools.drift.performance import due_at
+from tools.outcomes import available_labels, captured_rows, label_statements
+from tools.training_rows import WHEN_DUE
 
 _ONE_DAY = timedelta(days=1)
 _KNOWN = "available_at"
@@ -97,12 +99,14 @@ def training_window(
     excluded_days: Collection[str] = (),
     columns: Sequence[str] | None = None,
     max_rows: int | None = None,
+    block: timedelta | None = None,
 ) -> pl.DataFrame:
     """Labelled rows with event time in [start, end), oldest first, once per request id.
 
     History and captured predictions together. A label counts if it was known at `as_of`: recorded by then, or,
     in the history, at least the label delay old. `excluded_days` are ISO dates; `columns` the features to read.
     Above `max_rows`, those with the smallest hash of the request id stay, so that a larger limit keeps them too.
+    With `block`, the period of monitoring, `label_when_due` stands beside the label.
 
     Raises:
         ToolUnavailable: nothing was imported yet.
@@ -119,6 +123,9 @@ def training_window(
     captured = captured.select(wanted).cast({name: schema[name] for name in wanted})
     rows = pl.concat([history, captured.with_columns(pl.lit(None, pl.Float64).alias(_KNOWN))])
     rows = rows.filter(~pl.col("event_time").dt.date().cast(pl.String).is_in(list(excluded_days)))
+    if block is not None:
+        rows = _with_label_when_due(root, model, rows, block=block, delay=manifest.delay, as_of=as_of, since=start)
+        wanted.append(WHEN_DUE)
     labels = available_labels(root, model, as_of=as_of, since=start)
     if labels is not None:
         # A recorded label wins over the imported one: it is the restated one.
@@ -130,6 +137,21 @@ def training_window(
             rows = rows.join(keep.lazy(), on="request_id", how="semi")
     found = rows.collect(engine="streaming").sort("event_time", "request_id", maintain_order=True)
     return found.unique("request_id", keep="first", maintain_order=True)
+
+
+def _with_label_when_due(
+    root: Path, model: str, rows: pl.LazyFrame, *, block: timedelta, delay: timedelta, as_of: datetime,
+    since: datetime | None,
+) -> pl.LazyFrame:  # fmt: skip
+    """`rows` with `label_when_due`: the label recorded by then, else that of the history, which has had its delay."""
+    stated = label_statements(root, model, as_of=as_of, since=since)
+    if stated is None:
+        return rows.with_columns(pl.col(_KNOWN).alias(WHEN_DUE))
+    due = rows.select("request_id", due_at(block, delay).alias("due"))
+    come = stated.join(due, on="request_id", how="inner").filter(pl.col("available_at") <= pl.col("due"))
+    then = come.unique("request_id", keep="last", maintain_order=True)
+    rows = rows.join(then.select("request_id", pl.col("label").alias(WHEN_DUE)), on="request_id", how="left")
+    return rows.with_columns(pl.coalesce(WHEN_DUE, _KNOWN).alias(WHEN_DUE))
 
 
 def _schema(manifest: Manifest) -> dict[str, pl.DataType]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ class Scored:
     blocks: npt.NDArray[np.str_]
     columns: Mapping[str, Values] = field(default_factory=dict)
     """The rows' features, of which segments are the levels; without them there are none."""
+    due: Floats | None = None
+    """`Rows.due`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,24 @@ def losses_by_block(scored: Scored, spec: ModelSpec) -> list[BlockLoss]:
             inside = {segment: cell.cells() for segment, cell in segments.get(str(name), {}).items()}
             losses.append(BlockLoss(block=str(name), loss=loss, n=int(n), labels=cells, segments=inside))
     return losses
+
+
+def reference_losses(scored: Scored, spec: ModelSpec) -> list[BlockLoss]:
+    """`losses_by_block` as a live block is judged: by the labels that stood when it was due, not by those restated since.
+
+    Where labels come too late for half of the blocks to be judged like that, the newest ones count.
+    """
+    newest = losses_by_block(scored, spec)
+    if scored.due is None or np.array_equal(scored.due, scored.label):
+        return newest
+    come = np.isfinite(scored.due)
+    columns = {
+        name: values[come] if isinstance(values, np.ndarray) else list(compress(values, come))
+        for name, values in scored.columns.items()
+    }
+    then = Scored(label=scored.due[come], score=scored.score[come], blocks=scored.blocks[come], columns=columns)
+    found = losses_by_block(then, spec)
+    return found if 2 * len(found) >= len(newest) else newest
 
 
 def losses_by_segment(scored: Scored, spec: ModelSpec) -> Losses:
@@ -150,4 +171,4 @@ def scored_rows(rows: Rows, score: Floats) -> Scored:
     """`rows` with their scores; a model from before a class was first seen gives that class no probability."""
     if score.ndim == 2 and score.shape[1] < rows.n_classes:
         score = np.pad(score, ((0, 0), (0, rows.n_classes - score.shape[1])))
-    return Scored(label=rows.label, score=score, blocks=rows.blocks, columns=rows.columns)
+    return Scored(label=rows.label, score=score, blocks=rows.blocks, columns=rows.columns, due=rows.due)

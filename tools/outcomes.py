@@ -149,14 +149,22 @@ def available_labels(
 
     Of two labels known at the same moment the one of the file that sorts last wins, so that every read agrees.
     """
+    labels = label_statements(root, model, as_of=as_of, since=since)
+    if labels is None:
+        return None
+    labels = labels.unique("request_id", keep="last", maintain_order=True)
+    return labels if with_time else labels.select("request_id", "label")
+
+
+def label_statements(root: Path, model: str, *, as_of: datetime, since: datetime | None) -> pl.LazyFrame | None:
+    """`request_id, label, available_at` of every label and restatement known by `as_of`, in the order in which they count."""
     files = sorted((root / "outcomes" / model).glob("*.parquet"))
     if not files:
         return None
     labels = pl.scan_parquet(files, schema=_LABEL_SCHEMA).filter(pl.col("available_at") <= utc(as_of))
     if since is not None:
         labels = labels.filter(pl.col("available_at") >= utc(since) - _DATED_BACK)
-    labels = labels.sort("available_at", maintain_order=True).unique("request_id", keep="last", maintain_order=True)
-    return labels if with_time else labels.select("request_id", "label")
+    return labels.sort("available_at", maintain_order=True)
 
 
 def _record_files(root: Path, model: str, *, start: datetime | None, end: datetime | None) -> list[Path]:

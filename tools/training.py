@@ -17,7 +17,7 @@ from state.contract import Encoder, FeatureContract
 from state.errors import InputError
 from state.spec import Candidate, ModelSpec
 from tools.estimators import FittedModel, fit_model
-from tools.evaluation import BlockLoss, Scored, losses_by_block, metric_loss, scored_rows
+from tools.evaluation import BlockLoss, Scored, losses_by_block, metric_loss, reference_losses, scored_rows
 from tools.fits import run_fits
 from tools.training_rows import Rows, recipe_of
 
@@ -34,6 +34,14 @@ class CandidateScore:
     blocks: tuple[BlockLoss, ...]
     loss: float
     """Mean of the block losses."""
+    reference: tuple[BlockLoss, ...]
+    """The blocks as live ones are judged: `reference_losses`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fold:
+    blocks: list[BlockLoss]
+    reference: list[BlockLoss]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +52,8 @@ class TrainedRecipe:
     chosen: CandidateScore
     holdout: Scored
     """By the chosen candidate fitted on the rows before the holdout."""
+    reference: tuple[BlockLoss, ...]
+    """What the model's live blocks are held against: the chosen candidate's blocks and those of the holdout."""
     importance: Mapping[str, float]
     """By feature: rise of the objective's loss on the holdout where the feature's values are shuffled."""
 
@@ -68,11 +78,13 @@ def fit_candidates(
             partial(_fit, rows, chosen.candidate, spec, seed=seed, features=features),
         ]
     )
+    held = scored_rows(newest, measured.score(newest))
     return TrainedRecipe(
         model=final,
         candidates=candidates,
         chosen=chosen,
-        holdout=scored_rows(newest, measured.score(newest)),
+        holdout=held,
+        reference=(*chosen.reference, *reference_losses(held, spec)),
         importance=permutation_importance(measured, newest, spec, seed=seed),
     )
 
@@ -116,15 +128,16 @@ def cross_validate(rows: Rows, candidate: Candidate, spec: ModelSpec, *, seed: i
     """
     bounds = fold_bounds(rows, recipe_of(spec).folds)
     folds = run_fits([partial(_fold_losses, rows, candidate, spec, start=a, stop=b, seed=seed) for a, b in bounds])
-    blocks = [block for fold in folds for block in fold]
+    blocks = [block for fold in folds for block in fold.blocks]
     if not blocks:
         raise InputError(
             f"candidate {candidate.name!r}: no block has a {spec.objective.metric}",
             remedy="Widen the window or `monitoring.block` until blocks hold every class",
         )
     return CandidateScore(
-        candidate=candidate, blocks=tuple(blocks), loss=float(np.mean([block.loss for block in blocks]))
-    )
+        candidate=candidate, blocks=tuple(blocks), loss=float(np.mean([block.loss for block in blocks])),
+        reference=tuple(block for fold in folds for block in fold.reference),
+    )  # fmt: skip
 
 
 def permutation_importance(model: FittedModel, rows: Rows, spec: ModelSpec, *, seed: int) -> dict[str, float]:
@@ -177,14 +190,13 @@ def _fit(
     return fit_model(rows, candidate, task=spec.task, declared=spec.features, seed=seed, features=features)
 
 
-def _fold_losses(
-    rows: Rows, candidate: Candidate, spec: ModelSpec, *, start: int, stop: int, seed: int
-) -> list[BlockLoss]:
+def _fold_losses(rows: Rows, candidate: Candidate, spec: ModelSpec, *, start: int, stop: int, seed: int) -> _Fold:
     past, ahead = rows.between(0, start), rows.between(start, stop)
     if spec.task != "regression" and len(np.unique(past.label)) < 2:
-        return []
+        return _Fold(blocks=[], reference=[])
     model = _fit(past, candidate, spec, seed=seed)
-    return losses_by_block(scored_rows(ahead, model.score(ahead)), spec)
+    scored = scored_rows(ahead, model.score(ahead))
+    return _Fold(blocks=losses_by_block(scored, spec), reference=reference_losses(scored, spec))
 
 
 def _blocks_within(rows: Rows, stretch: timedelta, block: timedelta) -> int:

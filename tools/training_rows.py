@@ -19,6 +19,8 @@ from tools.drift.performance import block_of
 Floats = npt.NDArray[np.float64]
 Values: TypeAlias = list[Any] | npt.NDArray[Any]
 
+WHEN_DUE = "label_when_due"
+"""Column of training rows: the label as it stood when its block was first to be judged (`due_at`)."""
 MAX_NULL_RATIO = 0.999
 """A feature with more nulls than this over the whole window is an import fault, not a feature."""
 
@@ -35,6 +37,8 @@ class Rows:
     """The name of each row's block, ascending."""
     n_classes: int
     """0 for regression."""
+    due: Floats | None = None
+    """Each row's label as it stood when its block was first to be judged, NaN where it had not come; None: not recorded."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -46,6 +50,7 @@ class Rows:
             label=self.label[start:stop],
             blocks=self.blocks[start:stop],
             n_classes=self.n_classes,
+            due=self.due[start:stop] if self.due is not None else None,
         )
 
     def block_starts(self) -> list[int]:
@@ -81,6 +86,7 @@ def labelled_rows(frame: pl.DataFrame, spec: ModelSpec, *, n_classes: int, for_f
         label=label,
         blocks=np.array(block_of(frame["event_time"], spec.monitoring.block).to_list(), dtype=np.str_),
         n_classes=n_classes,
+        due=frame[WHEN_DUE].fill_null(np.nan).to_numpy() if WHEN_DUE in frame.columns else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,16 @@ from state.clock import utc
 from state.errors import ToolRejected
 from state.spec import ModelSpec, RecipeTraining
 from tools.drift.performance import metric_value
-from tools.evaluation import BlockLoss, Scored, check_gates, compare_blocks, losses_by_block, measure, scored_rows
+from tools.evaluation import (
+    BlockLoss,
+    Scored,
+    check_gates,
+    compare_blocks,
+    losses_by_block,
+    measure,
+    reference_losses,
+    scored_rows,
+)
 from tools.fits import few_threads
 from tools.training import TrainedRecipe, fit_candidates, fit_challenger, holdout_start
 from tools.training_rows import Rows, frame_sha256, labelled_rows, recipe_of
@@ -66,7 +76,8 @@ class RecordedPipelines(WorldPipelines):
         rows = labelled_rows(frame, spec, n_classes=self.world.recording.n_classes, for_fitting=False)
         model = AsServed(features=tuple(spec.feature_names()), classes=self.world.recording.classes)
         score = model.score(frame)
-        blocks = losses_by_block(scored_rows(rows, score), spec)
+        scored = scored_rows(rows, score)
+        blocks, reference = losses_by_block(scored, spec), reference_losses(scored, spec)
         if len(blocks) < 2:
             raise ToolRejected(f"only {len(blocks)} blocks of the history have a {spec.objective.metric}")
         package = self._package(key, spec, frame, model)
@@ -77,7 +88,7 @@ class RecordedPipelines(WorldPipelines):
         return {
             **package, "metrics": cast(JsonValue, measure(newest, spec)), "cv": {"metric": metric, **cv}, "gates": [],
             "candidates": [], "chosen": "as_served", "n_rows": frame.height, "holdout_rows": len(newest.label),
-            "reference_blocks": _reference(blocks), "importance": {}, "onnx_parity_error": 0.0,
+            "reference_blocks": _reference(reference), "importance": {}, "onnx_parity_error": 0.0,
         }  # fmt: skip
 
     def _backtest(self, run: Run) -> dict[str, JsonValue]:
@@ -174,19 +185,18 @@ def _described(spec: ModelSpec, trained: TrainedRecipe) -> dict[str, JsonValue]:
          "value": metric_value(metric, scored.loss), "n_blocks": len(scored.blocks)}
         for scored in trained.candidates
     ]  # fmt: skip
-    held = losses_by_block(trained.holdout, spec)
     return {
         "metrics": cast(JsonValue, metrics),
         "cv": {"metric": metric, "loss": chosen.loss, "value": metric_value(metric, chosen.loss),
                "n_blocks": len(chosen.blocks)},
         "gates": [cast(JsonValue, asdict(gate)) for gate in check_gates(metrics, spec.gates)],
         "candidates": candidates, "chosen": chosen.candidate.name, "holdout_rows": len(trained.holdout.label),
-        "reference_blocks": _reference([*chosen.blocks, *held]), "importance": dict(trained.importance),
+        "reference_blocks": _reference(trained.reference), "importance": dict(trained.importance),
         "onnx_parity_error": 0.0,
     }  # fmt: skip
 
 
-def _reference(blocks: list[BlockLoss]) -> list[JsonValue]:
+def _reference(blocks: Sequence[BlockLoss]) -> list[JsonValue]:
     return [cast(JsonValue, asdict(block)) for block in blocks]
 
 

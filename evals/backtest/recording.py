@@ -34,7 +34,9 @@ from state.errors import InputError
 from state.spec import Feature, ModelSpec, RecipeTraining
 from tools.data import smallest_hashes
 from tools.datastore import schema_of
+from tools.drift.performance import due_at
 from tools.times import EVENT_TIME
+from tools.training_rows import WHEN_DUE
 
 GROUP_ROWS = 200_000
 """Rows in memory at once while days are written."""
@@ -149,9 +151,10 @@ class Recording:
     def training_rows(
         self, *, start: datetime | None, end: datetime, as_of: datetime, excluded_days: Collection[str]
     ) -> pl.DataFrame:
-        """Labelled rows with event time in [start, end), oldest first, known by `as_of`; `tools.controls.TrainingRows`."""
+        """Labelled rows with event time in [start, end), oldest first, known by `as_of`, with the label when it was due;
+        `tools.controls.TrainingRows`."""
         return self._labelled(
-            [*self.row_columns(), LABEL], start=start, end=end, as_of=as_of, excluded_days=excluded_days
+            [*self.row_columns(), LABEL, WHEN_DUE], start=start, end=end, as_of=as_of, excluded_days=excluded_days
         )
 
     def fitting_rows(
@@ -186,8 +189,21 @@ class Recording:
             rows = self.known([day], as_of=as_of).filter(wanted).collect()
             if kept is not None:
                 rows = rows.join(kept, on=ID, how="semi", maintain_order="left")
+            if WHEN_DUE in columns:
+                rows = rows.join(self._when_due(day, as_of), on=ID, how="left", maintain_order="left")
             parts.append(rows.select(columns))
-        return pl.concat(parts) if parts else self.known([], as_of=as_of).select(columns).collect()
+        if parts:
+            return pl.concat(parts)
+        nothing = self.known([], as_of=as_of).with_columns(pl.lit(None, dtype=pl.Float64).alias(WHEN_DUE))
+        return nothing.select(columns).collect()
+
+    def _when_due(self, day: str, as_of: datetime) -> pl.DataFrame:
+        """`request_id, label_when_due` of the day's rows whose label had come at the midnight on which the loop judged it."""
+        delay = -(-self.spec.data.label.delay // DAY) * DAY
+        of_day = pl.DataFrame({TIME: [midnight(date.fromisoformat(day))]}, schema={TIME: EVENT_TIME})
+        due: datetime = of_day.select(due_at(self.spec.monitoring.block, delay)).item()
+        come = self.labels_of(day).filter(pl.col(AVAILABLE) <= min(due, as_of))
+        return come.unique(ID, keep="last", maintain_order=True).select(ID, pl.col(LABEL).alias(WHEN_DUE))
 
 
 def record(spec: ModelSpec, predictions: Path, labels: Path, folder: Path, *, progress: Progress) -> Recording:

@@ -420,6 +420,14 @@ def test_training_window_unites_history_and_captured_rows_with_restated_labels(t
     late = training_window(root, "churn", start=None, end=None, as_of=until + timedelta(days=4))
     thin = training_window(root, "churn", start=None, end=None, as_of=until + timedelta(days=4), max_rows=30)
     fewer = training_window(root, "churn", start=None, end=None, as_of=until + timedelta(days=4), max_rows=20)
+    WorkspaceOutcomes(root).record(
+        "churn",
+        pl.DataFrame({"request_id": ids[:1], "label": [0.0], "available_at": [until + timedelta(days=5)]}),
+        key="k2",
+    )
+    due = training_window(
+        root, "churn", start=None, end=None, as_of=until + timedelta(days=6), block=timedelta(days=1)
+    ).sort("event_time", "request_id")
     held = training_window(
         root, "churn", start=START, end=None, as_of=until + timedelta(days=4), excluded_days=["2026-01-11"],
         columns=["amount"],
@@ -430,6 +438,11 @@ def test_training_window_unites_history_and_captured_rows_with_restated_labels(t
     assert held.columns == ["request_id", "entity", "event_time", "amount", "label"]
     assert (thin.height, fewer.height) == (30, 20)
     assert set(fewer["request_id"]) < set(thin["request_id"]) < set(late["request_id"])
+    by_id = {row["request_id"]: (row["label"], row["label_when_due"]) for row in due.iter_rows(named=True)}
+    imported = rows_of(root).filter(pl.col("request_id") == old)["label"][0]
+    assert by_id[old] == (1.0, imported)  # its block was judged long before it was restated
+    assert by_id[ids[0]] == (0.0, 1.0)
+    assert by_id[ids[1]] == (1.0, 1.0)
 
 
 def test_folder_values_and_compressed_csv_are_read(tmp_path: Path) -> None:

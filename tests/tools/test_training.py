@@ -27,7 +27,7 @@ from tools.estimators import fit_model
 from tools.evaluation import check_gates, compare_blocks, measure, scored_rows
 from tools.fits import few_threads
 from tools.training import cross_validate, fit_candidates, fit_challenger, fold_bounds, holdout_start
-from tools.training_rows import check_frame, frame_sha256, labelled_rows, recipe_of
+from tools.training_rows import WHEN_DUE, check_frame, frame_sha256, labelled_rows, recipe_of
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,26 @@ def test_every_fold_is_validated_on_whole_blocks_newer_than_those_it_is_fitted_o
         assert rows.blocks[start - 1] < rows.blocks[start]
         assert stop == len(rows) or rows.blocks[stop - 1] < rows.blocks[stop]
     assert bounds[0][0] >= len(rows) // 2
+
+
+def test_the_reference_is_read_with_labels_as_they_stood_when_due() -> None:
+    """Live blocks are judged once, when due: a reference by labels that were corrected since would make them look worse."""
+    spec = make_spec("binary", LINEAR)
+    frame = make_frame()
+    wrong = pl.int_range(pl.len()) % 20 == 0
+    then = pl.when(wrong).then(1 - pl.col("label")).otherwise(pl.col("label"))
+    then = pl.when(pl.int_range(pl.len()) % 10 != 9).then(then)
+    restated = labelled_rows(frame.with_columns(then.alias(WHEN_DUE)), spec, n_classes=2)
+    settled = labelled_rows(frame, spec, n_classes=2)
+
+    plain, judged = (fit_candidates(rows, spec, seed=1) for rows in (settled, restated))
+
+    assert [b.loss for b in judged.chosen.blocks] == [b.loss for b in plain.chosen.blocks]
+    assert sum(b.n for b in judged.reference) == pytest.approx(0.9 * sum(b.n for b in plain.reference), rel=0.02)
+    losses = [np.mean([b.loss for b in trained.reference]) for trained in (plain, judged)]
+    assert losses[1] > losses[0] + 0.01
+    late = labelled_rows(frame.with_columns(pl.lit(None, pl.Float64).alias(WHEN_DUE)), spec, n_classes=2)
+    assert [b.loss for b in fit_candidates(late, spec, seed=1).reference] == [b.loss for b in plain.reference]
 
 
 def test_the_holdout_is_the_newest_stretch_in_whole_blocks() -> None:

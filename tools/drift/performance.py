@@ -80,6 +80,15 @@ def block_of(times: pl.Series, block: timedelta) -> pl.Series:
     return pl.from_epoch(start, time_unit="us").dt.strftime("%Y-%m-%d" if whole_days else "%Y-%m-%dT%H:%M:%S")
 
 
+def due_at(block: timedelta, delay: timedelta) -> pl.Expr:
+    """When the block of each `event_time` is first judged: labels have had their delay since the midnight that ends it."""
+    day = 86_400_000_000
+    length = block // timedelta(microseconds=1)
+    start = (pl.col("event_time").dt.epoch("us") - _MONDAY_US) // length * length + _MONDAY_US
+    midnight = -(-(start + length) // day) * day
+    return pl.from_epoch(midnight, time_unit="us").dt.replace_time_zone("UTC") + delay
+
+
 def block_at(time: datetime, block: timedelta) -> str:
     """`block_of` for one UTC time."""
     length = block // timedelta(microseconds=1)

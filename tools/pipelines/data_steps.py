@@ -44,6 +44,7 @@ def ingest_rows(
         excluded_days=list(excluded_days),
         columns=model.feature_names(),
         max_rows=recipe_of(model).max_rows,
+        block=model.monitoring.block,
     )
     classes = list(manifest.classes) if model.task != "regression" else []
     labelled_rows(frame, model, n_classes=len(classes))  # refuses an empty window before anything is written

@@ -59,8 +59,8 @@ def _outputs(facts: dict[str, Any], training: dict[str, Any], evaluated: dict[st
     return {
         **{name: facts[name] for name in ("n_rows", "data_sha256", "trained_from", "trained_until")},
         **{name: training[name] for name in ("candidates", "chosen", "cv", "importance", "onnx_parity_error")},
+        "reference_blocks": training["reference_blocks"],
         **{name: evaluated[name] for name in ("metrics", "gates", "holdout_rows")},
-        "reference_blocks": training["cv_blocks"] + training["holdout_blocks"],
     }
 
 

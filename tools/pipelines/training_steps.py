@@ -14,7 +14,7 @@ import polars as pl
 from state.clock import utc
 from state.spec import ModelSpec
 from tools.drift.performance import metric_value
-from tools.evaluation import check_gates, compare_blocks, losses_by_block, measure, scored_rows
+from tools.evaluation import check_gates, compare_blocks, measure, scored_rows
 from tools.fits import few_threads
 from tools.onnx_export import check_parity, export_onnx
 from tools.packaging import PackageScorer
@@ -66,8 +66,7 @@ def _describe(trained: TrainedRecipe, spec: ModelSpec) -> dict[str, Any]:
             "loss": chosen.loss,
             "n_blocks": len(chosen.blocks),
         },
-        "cv_blocks": [asdict(block) for block in chosen.blocks],
-        "holdout_blocks": [asdict(block) for block in losses_by_block(trained.holdout, spec)],
+        "reference_blocks": [asdict(block) for block in trained.reference],
         "importance": dict(trained.importance),
     }
 

@@ -75,6 +75,23 @@ def test_a_restated_label_counts_from_its_own_time_on(given: History, tmp_path: 
     assert recording.n_restated == 1
 
 
+def test_a_fit_sees_each_label_as_it_stood_when_due_beside_the_newest(given: History, tmp_path: Path) -> None:
+    """The spec's delay is two days, so a label of the first day is due on the third evening."""
+    ids = given.predictions.filter(pl.col("event_time").dt.date() == START)["request_id"].head(3).to_list()
+    others = given.labels.filter(~pl.col("request_id").is_in(ids))
+    first = midnight(START) + timedelta(days=2)
+    stated = [(ids[0], 0.0, first), (ids[0], 1.0, first + timedelta(days=3)), (ids[1], 1.0, first + timedelta(days=1)),
+              (ids[2], 1.0, first + timedelta(days=1, minutes=1))]  # fmt: skip
+    labels = pl.DataFrame(stated, schema=given.labels.schema, orient="row")
+    recording = read(replace(given, labels=pl.concat([others, labels])), tmp_path)
+
+    end = midnight(START) + timedelta(days=6)
+    rows = recording.training_rows(start=None, end=end, as_of=end, excluded_days=())
+
+    by_id = {row["request_id"]: (row["label"], row["label_when_due"]) for row in rows.iter_rows(named=True)}
+    assert [by_id[name] for name in ids] == [(1.0, 0.0), (1.0, 1.0), (1.0, None)]
+
+
 def test_late_and_missing_labels_are_counted(given: History, tmp_path: Path) -> None:
     labels = given.labels.slice(5).with_columns(
         pl.when(pl.int_range(pl.len()) < 3).then(pl.col("available_at") + timedelta(days=20)).otherwise("available_at")
