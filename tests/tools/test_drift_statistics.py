@@ -103,6 +103,12 @@ def test_psi_is_the_textbook_sum() -> None:
     assert stats.psi(old, new, pseudo_count=0.0) == pytest.approx(expected)
 
 
+def test_cells_that_nobody_uses_add_nothing_to_psi() -> None:
+    old, new = np.array([100, 100, 100]), np.array([1, 1, 1])
+    unused = np.zeros(20, dtype=np.int64)
+    assert stats.psi(np.append(old, unused), np.append(new, unused)) == pytest.approx(stats.psi(old, new)) == 0.0
+
+
 def test_corrected_psi_of_two_samples_of_one_distribution_is_near_zero() -> None:
     raw, corrected = [], []
     for _ in range(40):

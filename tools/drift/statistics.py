@@ -66,8 +66,12 @@ def wasserstein1(reference: Ints, current: Ints, centres: Floats) -> float:
 
 
 def psi(reference: Ints, current: Ints, *, pseudo_count: float = 0.5) -> float:
-    """Population stability index: sum of (q - p) ln(q / p), each cell first given `pseudo_count` rows."""
-    p, q = shares_with(reference, pseudo_count), shares_with(current, pseudo_count)
+    """Population stability index: sum of (q - p) ln(q / p), each cell in use first given `pseudo_count` rows.
+
+    Cells that are empty in both say nothing, and their rows would outweigh a window of a few real ones.
+    """
+    kept = (reference + current) > 0
+    p, q = shares_with(reference[kept], pseudo_count), shares_with(current[kept], pseudo_count)
     used = (p > 0) & (q > 0)
     return float(((q - p)[used] * np.log(q[used] / p[used])).sum())
 
@@ -78,8 +82,7 @@ def psi_corrected(reference: Ints, current: Ints, *, pseudo_count: float = 0.5) 
     if not n or not m:
         return 0.0
     n_used = int(((reference + current) > 0).sum())
-    kept = (reference + current) > 0
-    raw = psi(reference[kept], current[kept], pseudo_count=pseudo_count)
+    raw = psi(reference, current, pseudo_count=pseudo_count)
     return max(0.0, raw - (n_used - 1) * (1 / n + 1 / m))
 
 
