@@ -1,4 +1,4 @@
-"""How often rows come, and the block, cadence and rollout that fit it (FACTS: block = the period of the rows)."""
+"""How often rows come, and the block, cadence and rollout that fit it."""
 
 from __future__ import annotations
 

@@ -17,11 +17,14 @@ from tools.times import detect_time_format
 
 IDS = ("request_id", "prediction_id", "id")
 TIMES = ("event_time", "timestamp")
-SCORES = ("score", "prediction_score", "probability")
-CALLED = ("predicted_class", "predicted_label", "predicted", "prediction")
+SCORES = ("score", "prediction_score", "probability", "predicted_probability", "y_pred_proba", "y_score")
+NUMBERS = ("prediction", "predicted", "y_pred")
+"""A regression's answer, beside `SCORES`."""
+CALLED = ("predicted_class", "predicted_label", "predicted", "prediction", "y_pred")
 """A multiclass model's answer where only the class was recorded."""
+LABELS = ("label", "y_true")
 VERSIONS = ("model_version", "version")
-CLASS_PREFIXES = ("score_", "probability_", "proba_", "prob_", "p_")
+CLASS_PREFIXES = ("score_", "probability_", "proba_", "prob_", "y_pred_proba_", "p_")
 """`score_red`: the probability that a multiclass model gave to class red."""
 AVAILABLE = ("available_at", "available_time", "availability_time", "labelled_at", "label_time")
 _SAMPLE_ROWS = 20_000
@@ -73,7 +76,7 @@ def prediction_columns(source: SourceFile, spec: ModelSpec) -> PredictionColumns
     """Raises `InputError` where a needed column is missing."""
     present = column_names(source)
     classes = _class_scores(source, present, spec) if spec.task == "multiclass" else {}
-    names = {"binary": SCORES, "regression": (*SCORES, "prediction"), "multiclass": CALLED}[spec.task]
+    names = {"binary": SCORES, "regression": (*SCORES, *NUMBERS), "multiclass": CALLED}[spec.task]
     free = [name for name in names if name not in spec.feature_names()]
     score = None if classes else _find(present, free)
     if spec.task == "multiclass" and not classes and score is None and (lone := _find(present, SCORES)):
@@ -125,7 +128,7 @@ def label_columns(source: SourceFile, spec: ModelSpec) -> LabelColumns:
     present = column_names(source)
     return LabelColumns(
         request_id=_needed(source, present, IDS, "the id of the prediction"),
-        label=_needed(source, present, (spec.data.label.column, "label"), "the outcome"),
+        label=_needed(source, present, (spec.data.label.column, *LABELS), "the outcome"),
         available_at=_find(present, AVAILABLE),
     )
 

@@ -39,6 +39,8 @@ class _Tally:
     n_read: int = 0
     n_known: int = 0
     n_unknown: int = 0
+    n_left_out: int = 0
+    """Labels of predictions without a score."""
     unknown: list[str] = field(default_factory=list)
     """The first few labels of no prediction."""
     bare: bool = True
@@ -137,11 +139,14 @@ def _refuse(wrong: pl.DataFrame, what: str, remedy: str = "Correct or remove the
 def _known(rows: pl.DataFrame, predictions: StagedPredictions, tally: _Tally) -> pl.DataFrame:
     """Statements about predictions that are there, with their event time."""
     rows = rows.with_columns(predictions.index.times_of(rows[ID]).alias(TIME))
-    unknown = rows.filter(pl.col(TIME).is_null())
+    absent = rows.filter(pl.col(TIME).is_null())
+    unscored = predictions.index.are_unscored(absent[ID])
+    tally.n_left_out += int(unscored.sum())
+    unknown = absent.filter(~unscored)
     room = max(0, 3 - len(tally.unknown))
     tally.unknown += [f"{name} (row {row})" for name, row in unknown.select(ID, ROW).head(room).iter_rows()]
     tally.n_unknown += unknown.height
-    tally.n_known += rows.height - unknown.height
+    tally.n_known += rows.height - absent.height
     return rows.drop_nulls(TIME)
 
 
@@ -159,20 +164,29 @@ def _noted(rows: pl.DataFrame, spec: ModelSpec, tally: _Tally) -> pl.DataFrame:
 
 
 def _unknown(path: Path, predictions: StagedPredictions, tally: _Tally, column: str) -> list[str]:
-    n_labels = tally.n_known + tally.n_unknown
+    n_labels = tally.n_known + tally.n_unknown + tally.n_left_out
     if not n_labels:
         raise InputError(
             f"{path} holds no label: column {column!r} is empty in all of {tally.n_read} rows",
             remedy="Give the outcomes; without any, nothing can be judged",
         )
+    if not tally.n_known and not tally.n_unknown:
+        raise InputError(
+            f"{path}: all of {n_labels} labels are of predictions without a score",
+            remedy="Give the labels of what your model answered",
+        )
+    notes = (
+        [f"{path}: {tally.n_left_out} of {n_labels} labels are of predictions without a score, and were left out."]
+        if tally.n_left_out else []
+    )  # fmt: skip
     if not tally.n_unknown:
-        return []
+        return notes
     first = ", ".join(tally.unknown)
     said = f"{path}: {tally.n_unknown} of {n_labels} labels are of no prediction that is given, the first {first}"
     if not tally.n_known:
         called = ", ".join(pl.scan_parquet(predictions.parts[0]).select(ID).head(3).collect()[ID])
         raise InputError(f"{said}; predictions are called {called}", remedy="Use the same ids in both files")
-    return [f"{said}; they were left out."]
+    return [*notes, f"{said}; they were left out."]
 
 
 def _remedy(spec: ModelSpec) -> str:

@@ -45,6 +45,12 @@ class Index:
     keys: npt.NDArray[np.uint64]
     """Ascending. Two ids of a million share one with a chance of 3e-8; rows are joined by the id itself afterwards."""
     times_us: npt.NDArray[np.int64]
+    unscored: npt.NDArray[np.uint64]
+    """Ascending, of predictions that were left out because they have no score."""
+
+    def are_unscored(self, ids: pl.Series) -> pl.Series:
+        """Whether each id is of a prediction without a score."""
+        return pl.Series("unscored", np.isin(ids.hash(_SEED).to_numpy(), self.unscored), dtype=pl.Boolean)
 
     def times_of(self, ids: pl.Series) -> pl.Series:
         """The event time of each prediction, null where there is none of that id."""
@@ -86,6 +92,8 @@ class StagedPredictions:
 class _Tally:
     n_read: int = 0
     n_unscored: int = 0
+    unscored: list[npt.NDArray[np.uint64]] = field(default_factory=list)
+    """Hashed ids of those."""
     n_malformed: int = 0
     unparsable: dict[str, str]
     """Feature -> an example of a value that does not fit its type."""
@@ -123,7 +131,7 @@ def stage_predictions(path: Path, spec: ModelSpec, folder: Path, progress: Progr
             rows.write_parquet(parts[-1], compression="lz4")
             progress(f"read {tally.n_read} predictions")
         tally.n_malformed += n_malformed
-    index = _indexed(keys, times)
+    index = _indexed(keys, times, tally.unscored)
     _refuse_useless(path, index, parts, tally, spec)
     return StagedPredictions(
         parts=tuple(parts), index=index, sources=tuple(sources), has_scores=columns[0].scored,
@@ -133,11 +141,14 @@ def stage_predictions(path: Path, spec: ModelSpec, folder: Path, progress: Progr
     )  # fmt: skip
 
 
-def _indexed(keys: list[npt.NDArray[np.uint64]], times: list[npt.NDArray[np.int64]]) -> Index:
+def _indexed(
+    keys: list[npt.NDArray[np.uint64]], times: list[npt.NDArray[np.int64]], unscored: list[npt.NDArray[np.uint64]]
+) -> Index:
     every = np.concatenate(keys) if keys else np.zeros(0, dtype=np.uint64)
     order = np.argsort(every, kind="stable")
     moments = np.concatenate(times) if times else np.zeros(0, dtype=np.int64)
-    return Index(keys=every[order], times_us=moments[order])
+    left_out = np.sort(np.concatenate(unscored)) if unscored else np.zeros(0, dtype=np.uint64)
+    return Index(keys=every[order], times_us=moments[order], unscored=left_out)
 
 
 def _same_shape(sources: Sequence[SourceFile], columns: Sequence[PredictionColumns]) -> None:
@@ -170,9 +181,11 @@ def _normalised(
     rows = pl.DataFrame(columns)
     rows = rows.with_columns(_entity(raw, named.entity, ids))
     if named.scored:
-        n_before = rows.height
-        rows = rows.drop_nulls(SCORE)
-        tally.n_unscored += n_before - rows.height
+        without = rows.filter(pl.col(SCORE).is_null())
+        if without.height:
+            rows = rows.drop_nulls(SCORE)
+            tally.unscored.append(without[ID].hash(_SEED).to_numpy())
+            tally.n_unscored += without.height
     if rows.schema.get(SCORE) == pl.String():
         _note_called(rows, tally)
     if named.version is not None and named.scored:
@@ -319,7 +332,7 @@ def _refuse_useless(path: Path, index: Index, parts: Sequence[Path], tally: _Tal
         (one, other), name = first.select(FILE, ROW).rows(), first[ID][0]
         n_ids = repeated[ID].n_unique()
         raise InputError(
-            f"{n_ids} prediction ids stand in more than one row: the first is {name!r}, in row {one[1]} of {one[0]} and "
+            f"{path}: {n_ids} prediction ids stand in more than one row: the first is {name!r}, in row {one[1]} of {one[0]} and "
             f"row {other[1]} of {other[0]}",
             remedy="Give every prediction an id of its own",
         )

@@ -44,6 +44,12 @@ def set_at(column: str, row: int, value: Any) -> Callable[[pl.DataFrame], pl.Dat
     return lambda frame: frame.with_columns(pl.when(at).then(pl.lit(value)).otherwise(pl.col(column)).alias(column))
 
 
+def first_scored_alone(history: History) -> History:
+    """A history in which the first prediction alone has a score."""
+    scored = pl.when(pl.int_range(pl.len()) == 0).then("score").alias("score")
+    return replace(history, predictions=history.predictions.with_columns(scored))
+
+
 def test_rows_and_labels_are_kept_by_day_with_what_was_known_when(given: History, tmp_path: Path) -> None:
     recording = read(given, tmp_path)
 
@@ -107,6 +113,7 @@ def test_late_and_missing_labels_are_counted(given: History, tmp_path: Path) -> 
     [
         ({"request_id": "prediction_id", "score": "prediction_score", "event_time": "timestamp"}, {"label": "churned"}),
         ({"request_id": "ID", "score": "probability"}, {"request_id": "id", "available_at": "labelled_at"}),
+        ({"request_id": "id", "score": "y_pred_proba"}, {"label": "y_true"}),
     ],
 )
 def test_other_names_and_csv_give_the_same_history(
@@ -187,6 +194,8 @@ def test_predictions_without_a_score_are_told_and_left_out(given: History, tmp_p
 
     assert recording.n_rows == given.predictions.height - 1
     assert any("1 predictions have no score" in note for note in recording.notes)
+    assert any(note.endswith("are of predictions without a score, and were left out.") for note in recording.notes)
+    assert not any("of no prediction that is given" in note for note in recording.notes)
 
 
 def test_values_that_are_no_number_are_flagged_and_missing(given: History, tmp_path: Path) -> None:
@@ -249,6 +258,12 @@ def test_a_delay_that_the_spec_understates_is_told_from_the_history_alone(given:
             on_labels(set_at("available_at", 3, T0 - timedelta(days=9))), r"row 4 .*before its prediction", id="early"
         ),
         pytest.param(
+            lambda h: replace(
+                first_scored_alone(h), labels=h.labels.filter(pl.col("request_id") != h.predictions["request_id"][0])
+            ),
+            "all of .* are of predictions without a score", id="only-unscored",
+        ),
+        pytest.param(
             on_labels(lambda f: f.with_columns(("x" + pl.col("request_id")).alias("request_id"))),
             "are of no prediction", id="all-unknown",
         ),
@@ -260,7 +275,7 @@ def test_what_cannot_be_used_is_refused_by_file_row_and_remedy(
     with pytest.raises(InputError, match=message) as refused:
         read(change(given), tmp_path)
 
-    assert str(tmp_path / "files") in refused.value.message or "prediction ids" in refused.value.message
+    assert str(tmp_path / "files") in refused.value.message
     assert refused.value.remedy
 
 
