@@ -15,6 +15,8 @@ from state.rows import ActionRow, ApprovalRow
 REPEATED = frozenset({"denied", "failed", "would", "question", "backtest", "told"})
 """First words of what may come again and again without anything new in it."""
 
+OPEN = frozenset({"void", "unanswered"})
+"""What becomes of a question that nobody answered: newer figures took its place, or it expired."""
 VERDICTS = {"win": "won", "lose": "lost"}
 """What became of the newer fit."""
 
@@ -33,14 +35,23 @@ def timeline(records: Records, *, first_champion: str) -> list[Moment]:
     for entry in records.entries:
         for what, why in _told(entry.decision, actions, questions, first_champion):
             moment = Moment(day=live_day(entry.decision.at), what=what, why=why)
-            known = place.get((what, why))
+            key = (what, _asked_by(entry.decision, questions) or why)
+            known = place.get(key)
             if known is not None and what.split(maxsplit=1)[0].rstrip(":") in REPEATED:
                 earlier = found[known]
-                found[known] = earlier.model_copy(update={"times": earlier.times + 1, "until": moment.day})
+                found[known] = earlier.model_copy(update={"times": earlier.times + 1, "until": moment.day, "why": why})
                 continue
-            place[(what, why)] = len(found)
+            place[key] = len(found)
             found.append(moment)
     return found
+
+
+def _asked_by(decision: AnyDecision, questions: dict[str, ApprovalRow]) -> str:
+    """The run that asks, of a question: what it asks again with newer figures is the same question."""
+    if not isinstance(decision, ApprovalChanged) or decision.change != "asked":
+        return ""
+    row = questions.get(decision.approval_id)
+    return row.run_id if row is not None else ""
 
 
 def with_releases(moments: Sequence[Moment], releases: Sequence[Release], last: date) -> list[Moment]:
@@ -138,23 +149,29 @@ def incidents(records: Records) -> list[Incident]:
 
 
 def questions(records: Records, since: datetime) -> list[Question]:
-    """What was asked from the first live day on; a question that was asked again stands once."""
-    found: dict[tuple[str, str], Question] = {}
+    """What was asked from the first live day on; a question that was asked again, also with newer figures, stands once."""
+    found: list[Question] = []
+    place: dict[tuple[str, str], int] = {}
     for row in sorted(records.approvals, key=lambda row: (row.asked_at, row.id)):
         if row.asked_at < since or (row.asked_at == since and row.status == "used"):
             continue
-        key = (row.action, row.reason)
         status = "unanswered" if row.status in ("pending", "expired") else row.status
         answered = live_day(row.answered_at) if row.answered_at else None
-        known = found.get(key)
-        if known is not None:
-            found[key] = known.model_copy(update={"times": known.times + 1, "status": status, "answered": answered})
-            continue
-        found[key] = Question(
-            asked=live_day(row.asked_at), action=row.action, roles=row.roles, why=row.reason, status=status,
-            answered=answered,
-        )  # fmt: skip
-    return list(found.values())
+        keys = [(row.action, row.run_id), (row.action, row.reason)]
+        at = next((place[key] for key in keys if key in place), len(found))
+        if at < len(found) and (found[at].status in OPEN or found[at].why == row.reason):
+            again = {"times": found[at].times + 1, "status": status, "answered": answered, "why": row.reason}
+            found[at] = found[at].model_copy(update=again)
+        else:
+            at = len(found)
+            asked = live_day(row.asked_at)
+            found.append(
+                Question(
+                    asked=asked, action=row.action, roles=row.roles, why=row.reason, status=status, answered=answered
+                )
+            )
+        place |= dict.fromkeys(keys, at)
+    return found
 
 
 def verified(actions: Sequence[ActionRow], since: datetime) -> dict[str, int]:

@@ -10,6 +10,7 @@ import numpy as np
 from agents.backtest import horizon
 from agents.base import day_start, matured_until
 from orchestrator.crew import Crew
+from orchestrator.faulty_days import unjudged_days
 from orchestrator.segment_book import begin_segments_anew, segment_passed
 from orchestrator.signals import WINDOW_BLOCKS, block_begins, days_of_block
 from state import ledger, store
@@ -119,7 +120,7 @@ def symptoms_passed(crew: Crew, conn: Connection, spec: ModelSpec, incident: Inc
         return False
     since = datetime.fromisoformat(str(run.body.get("unhealthy_at", incident.opened_at.isoformat())))
     signals = _signals(conn, spec, incident)
-    bad = set(crew.platform.outcomes.quarantined(spec.model))
+    bad = unjudged_days(crew, conn, spec)
     losses = _losses_since(conn, spec, since, bad)
     # The whole may be within what is tolerated while a segment is not.
     first, version = matured_until(since, spec.data.label.delay), champion_version(conn, spec.model)

@@ -187,15 +187,20 @@ def _data(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) -> 
         given |= _labels(crew, conn, spec)
     if proposal.kind == "quarantine_data":
         days = proposal.args.get("days")
-        n_new = len(days) if isinstance(days, list) else 0
-        n_out = n_new + len(crew.platform.outcomes.quarantined(spec.model))
-        n_days = max(len(crew.platform.data.days(spec.model)), 1) + n_out
+        new = {str(day) for day in days} if isinstance(days, list) else set[str]()
         incident = store.get(conn, IncidentRow, proposal.subject_id)
         given |= {
-            "quarantine_days": n_new, "quarantine_share_pct": 100 * n_out / n_days,
+            "quarantine_days": len(new), "quarantine_share_pct": _share_out(crew, spec, new),
             "labels_in_doubt": incident is not None and bool(incident.body.get("in_doubt")),
         }  # fmt: skip
     return given
+
+
+def _share_out(crew: Crew, spec: ModelSpec, new: set[str]) -> float:
+    """Percent of the days with rows, of the history and served since, that would be out with `new`."""
+    out = {*new, *crew.platform.outcomes.quarantined(spec.model)}
+    days = {*out, *crew.platform.data.days(spec.model), *crew.platform.outcomes.revisions(spec.model)}
+    return 100 * len(out) / max(len(days), 1)
 
 
 def _labels(crew: Crew, conn: Connection, spec: ModelSpec) -> dict[str, GivenValue]:

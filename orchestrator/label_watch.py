@@ -9,6 +9,7 @@ import polars as pl
 
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.doubt import fault_row
+from orchestrator.faulty_days import unjudged_days
 from orchestrator.label_book import label_reference, labels_by_score
 from orchestrator.matching import BROKEN
 from orchestrator.runs import loss_alarm
@@ -57,7 +58,7 @@ def explain(
     """
     if spec.task != "binary":
         return alarms
-    bad = frozenset(crew.platform.outcomes.quarantined(spec.model))
+    bad = frozenset(unjudged_days(crew, conn, spec))
     reference, live = label_reference(conn, spec, champion, labels_by_score(conn, spec, champion, set(bad)))
     if reference is None or not live:
         return alarms

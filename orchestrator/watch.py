@@ -16,6 +16,7 @@ from orchestrator.change import level_since, onset_of
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.cursor import Cursor, block_name, block_start, read_cursor, save_cursor
+from orchestrator.faulty_days import unjudged_days
 from orchestrator.label_book import keep_labels, labels_before, served_rows, spoilt_days, take_late_labels
 from orchestrator.label_watch import explain
 from orchestrator.lasting import lasting, note_findings
@@ -60,7 +61,7 @@ def watch(crew: Crew, spec: ModelSpec, *, fence: Fence) -> bool:
         with crew.db.transaction() as conn:
             found = [_signal(item) for item in raised]
             _keep(crew, conn, spec, step, measured, fence)
-            bad = set(crew.platform.outcomes.quarantined(spec.model)) | spoilt_days(spec, measured)
+            bad = unjudged_days(crew, conn, spec, found) | spoilt_days(spec, measured)
             alarms = _judge_losses(conn, spec, champion, measured, bad, fence)
             if measured.segments:
                 alarms = watch_segments(conn, spec, champion, measured.segments, alarms, bad=bad, fence=fence)

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from state.rows import ApprovalRow, RunRow, SignalRow
+from evals.world.platform import build
+from orchestrator.faulty_days import unjudged_days
+from state import store
+from state.rows import ApprovalRow, DetectorRow, RunRow, SignalRow
 from tests.orchestrator.conftest import Quick
 from tests.orchestrator.support import MODEL, QUICK, Stage, Truth, days
 
@@ -155,3 +158,38 @@ def test_a_question_about_faulty_days_stays_the_same_while_more_days_join(quick:
         stage.answer("approved")
         stage.days(1)
         stage.check_books()
+
+
+def test_days_that_wait_for_a_yes_to_their_quarantine_raise_nothing_else(quick: Quick) -> None:
+    """The incident of the fault is their cause, whoever has not answered yet."""
+    with quick(truth=LONG, monitoring=LASTING, autonomy={"quarantine_data": "approve"}) as stage:
+        stage.start()
+        stage.days(6)
+        stage.drift("unit", 1000.0, features=("spend",))
+        first = stage.clock.now().date()
+        stage.days(14)
+
+        with stage.crew.db.snapshot() as conn:
+            assert unjudged_days(stage.crew, conn, stage.spec) == {(first + days(n)).isoformat() for n in range(14)}
+            losses = store.get(conn, DetectorRow, f"{MODEL}/loss/1")
+        assert losses is not None
+        assert str(losses.state["last_block"]) < first.isoformat()
+        assert stage.world.model(MODEL).quarantined == []
+        assert [i.cause for i in stage.incidents()] == ["data_fault"]
+        assert [row.name for row in stage.rows(SignalRow)] != []
+        assert {row.name for row in stage.rows(SignalRow)} <= {"data_fault"}
+
+
+def test_days_that_were_served_are_training_days_that_a_quarantine_leaves(quick: Quick) -> None:
+    with quick(truth=LONG, monitoring=LASTING) as stage:
+        stage.start()
+        n_history = len(build(stage.world).data.days(MODEL))
+        stage.days(10)
+        stage.drift("unit", 1000.0, features=("spend",))
+        n_faulty = n_history // 4 + 1  # more than a fifth of the history with them, and less of all days
+        stage.days(n_faulty)
+
+        assert 100 * n_faulty / (n_history + n_faulty) > 20
+        assert 100 * n_faulty / (n_history + 10 + n_faulty) < 20
+        assert len(stage.world.model(MODEL).quarantined) == n_faulty
+        assert stage.rows(ApprovalRow) == []
