@@ -197,10 +197,14 @@ def _data(crew: Crew, conn: Connection, spec: ModelSpec, proposal: Proposal) -> 
 
 
 def _share_out(crew: Crew, spec: ModelSpec, new: set[str]) -> float:
-    """Percent of the days with rows, of the history and served since, that would be out with `new`."""
+    """Percent of the days with rows, of the history and served since, that would be out with `new`.
+
+    Of days up to the last that would be out: a question about the same days rests on the same share tomorrow.
+    """
     out = {*new, *crew.platform.outcomes.quarantined(spec.model)}
     days = {*out, *crew.platform.data.days(spec.model), *crew.platform.outcomes.revisions(spec.model)}
-    return 100 * len(out) / max(len(days), 1)
+    n_days = sum(day <= max(out) for day in days) if out else 0
+    return 100 * len(out) / max(n_days, 1)
 
 
 def _labels(crew: Crew, conn: Connection, spec: ModelSpec) -> dict[str, GivenValue]:
