@@ -195,9 +195,11 @@ class Replayed:
 
     def backtest(
         self, at: datetime, run: str, *, z: float | None, verdict: str, evidence: str, needed_z: float | None = None,
-        **args: Any,
+        needed_difference: float | None = None, **args: Any,
     ) -> None:  # fmt: skip
         details: dict[str, Any] = {"args": {"champion": "1", **args}}
+        if needed_difference is not None:
+            details |= {"too_small": True, "needed_difference": needed_difference}
         if needed_z is not None:
             details["needed_z"] = needed_z
         if z is not None:

@@ -113,6 +113,16 @@ def test_the_overall_figures_are_means_over_blocks_and_give_the_share_of_the_gai
     assert len(summary.blocks) == 25
 
 
+def test_a_challenger_that_won_by_too_little_says_so(tmp_path: Path) -> None:
+    with replayed(tmp_path) as it:
+        it.run("c1", "cadence", "keep", START + 7 * DAY, outcome="lose")
+        it.backtest(START + 7 * DAY, "c1", z=4.1, verdict="lose", evidence="e1", needed_difference=0.05)
+        summary = summarise(it.workspace, "parcels", start=START, end=END, platform=it.platform)
+
+    (told,) = summary.challengers
+    assert told.why == "better by less than the 0.0500 that is worth a rollout: the champion stays"
+
+
 def test_challengers_say_what_became_of_them(story: tuple[Replayed, pl.DataFrame, Summary]) -> None:
     _, _, summary = story
 

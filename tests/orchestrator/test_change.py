@@ -222,3 +222,22 @@ def test_a_further_change_makes_the_incident_wait_longer_but_not_for_ever() -> N
     assert later_change(spec, incident, "2026-05-01") == on("2026-05-11T00:00:00+00:00")
     assert later_change(spec, incident, "2026-06-01") == on("2026-06-01T00:00:00+00:00")
     assert later_change(spec, incident, "2027-01-01") == opened + days(7 + 28 + 3)
+
+
+@pytest.mark.parametrize(("min_gain", "n_incidents"), [(0.01, 1), (0.9, 0)])
+def test_a_sure_gain_on_the_cadence_starts_something_only_where_it_is_worth_a_rollout(
+    quick: Quick, min_gain: float, n_incidents: int
+) -> None:
+    kept = {"metric": "roc_auc", "op": ">=", "value": 0.5}
+    no_alarm = {**QUICK["monitoring"], "min_gain": min_gain, "tolerance": 5.0}
+    with quick(monitoring=no_alarm, objective=kept) as stage:
+        stage.drift("concept", 0.6)
+        stage.start()
+        stage.days(18)
+
+        assert len(stage.incidents()[:1]) == n_incidents
+        surely = [d for d in backtests(stage) if d.details["z"] >= (d.details["needed_z"] or 1e9)]  # type: ignore[operator]
+        assert surely
+        assert {d.verdict for d in surely} == {"win" if n_incidents else "lose"}
+        said = "the recipe wins" if n_incidents else "that is worth a rollout: the champion stays"
+        assert all(said in d.summary for d in surely)
