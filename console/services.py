@@ -10,7 +10,7 @@ from console.workspace import Workspace, domain_now, require_role
 from orchestrator import people
 from orchestrator.crew import Stamp
 from orchestrator.goal_aims import served_versions
-from orchestrator.goals.reading import NOT_YET
+from orchestrator.goals.reading import refuse_unmeasured, refuse_unserved
 from orchestrator.goals.words import read_words
 from orchestrator.promises import promise_id
 from policies.current import difference
@@ -53,12 +53,12 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
         models = [row.id for row in store.select(conn, ModelRow)]
     reading = read_words(text, models=models, language=language_model(workspace))
     goal = reading.goal
-    _refuse_unserved(goal)
+    refuse_unserved(goal)
     stamp = _stamp(workspace)
     with workspace.db.transaction() as conn:
         model = known_model(conn, goal.model)
         version = _resolve_version(conn, model, goal)
-        _refuse_unmeasured(conn, model, goal)
+        refuse_unmeasured(goal, model=model, judged_by=_judged_by(conn, model))
     if version is not None and goal.version not in ROLES:
         _refuse_missing(workspace, model, version)
         _refuse_never_served(workspace, model, version, goal)
@@ -68,17 +68,6 @@ def submit_goal(workspace: Workspace, text: str) -> GoalRow:
 
 
 ROLES = ("champion", "challenger", "previous", "latest")
-
-
-def _refuse_unserved(goal: Goal) -> None:
-    """A key that nothing acts upon is refused: a goal that is half kept would look like one that is kept."""
-    given = [name for name in NOT_YET if getattr(goal, name) not in (None, [])]
-    if goal.strategy not in (None, "canary"):
-        given.append("strategy")
-    if given:
-        raise InputError(
-            f"goal: {', '.join(given)} is not carried out yet", remedy="Leave it out; the spec's rollout decides"
-        )
 
 
 def _refuse_missing(workspace: Workspace, model: str, version: str) -> None:
@@ -107,16 +96,9 @@ def _refuse_never_served(workspace: Workspace, model: str, version: str, goal: G
         )
 
 
-def _refuse_unmeasured(conn: Connection, model: str, goal: Goal) -> None:
-    """A bound is watched on the metric that the model is judged by."""
+def _judged_by(conn: Connection, model: str) -> str:
     row = store.get(conn, ModelRow, model)
-    judged_by = row.spec["objective"]["metric"] if row is not None else None  # type: ignore[index,call-overload]
-    other = [objective.metric for objective in goal.objectives if objective.metric != judged_by]
-    if other:
-        raise InputError(
-            f"goal: {other[0]} is not what {model} is judged by",
-            remedy=f"State the goal in {judged_by}, or change objective.metric in the spec",
-        )
+    return str(row.spec["objective"]["metric"]) if row is not None else ""  # type: ignore[index,call-overload]
 
 
 def known_model(conn: Connection, name: str | None) -> str:

@@ -37,7 +37,7 @@ def grade(stage: Stage, view: View, unmet_by_day: Sequence[Sequence[str]], *, tw
     scene = stage.scene
     done = deeds(scene.world)
     return [
-        _gate("happened", stage.happenings.never_began),
+        _gate("happened", stage.happenings.never_happened(scene)),
         _cause(view, scene.scenario),
         _scope(view, scene.scenario, done),
         *grade_world(scene, unmet_by_day, twin=twin),

@@ -29,6 +29,7 @@ from evals.world.records import Condition
 from evals.world.release import train_by_hand
 from evals.world.truth import Drift
 from evals.world.world import midnight
+from orchestrator.goals.reading import refuse_unmeasured, refuse_unserved
 from orchestrator.goals.words import read_words
 from orchestrator.people import hold_model, state_goal, throw_halt
 from policies.current import CurrentPolicy
@@ -64,10 +65,10 @@ class Happenings:
             scene.began.setdefault(entry.inject, day)
             self._begin(scene, _dated(entry, day))
 
-    @property
-    def never_began(self) -> list[str]:
-        """Entries whose moment did not come."""
-        return [f"{entry.inject} waited for {entry.when} from day {entry.day} on" for entry in self._coming]
+    def never_happened(self, scene: Scene) -> list[str]:
+        """Entries whose moment did not come, and those that found nothing to happen to."""
+        waiting = [f"{entry.inject} waited for {entry.when} from day {entry.day} on" for entry in self._coming]
+        return waiting + scene.amiss
 
     def _begin(self, scene: Scene, entry: AnyInjection) -> None:
         match entry:
@@ -94,7 +95,11 @@ class Happenings:
                     self._stops.append((entry.until_day, entry))
             case RouteEdit():
                 model = _one_model(scene, entry)
-                scene.world.foreign_edit(model, _by_version(scene, model, entry.weights))
+                weights = _by_version(scene, model, entry.weights)
+                route = scene.world.model(model).route
+                if route is None or weights == route.weights:
+                    _amiss(scene, entry, "it found these weights there already")
+                scene.world.foreign_edit(model, weights)
             case _:
                 _happen(scene, entry)
 
@@ -115,6 +120,12 @@ def _is_time(scene: Scene, entry: AnyInjection, day: int) -> bool:
             return champion != "1" and bool(shares)
 
 
+def _amiss(scene: Scene, entry: AnyInjection, why: str) -> None:
+    """A fault that changed nothing makes the run say nothing; what is harmless may find nothing to change."""
+    if not entry.harmless:
+        scene.amiss.append(f"{entry.inject} of day {entry.day}: {why}")
+
+
 def _dated(entry: AnyInjection, day: int) -> AnyInjection:
     """The entry as it begins today, with the day on which it ends."""
     ends: dict[str, int] = {"day": day}
@@ -130,7 +141,9 @@ def _happen(scene: Scene, entry: AnyInjection) -> None:
         case ProxyRestart():
             scene.world.restart_proxy()
         case Wish():
-            _wish(scene, entry.text, entry.by)
+            why = _wish(scene, entry.text, entry.by)
+            if scene.scenario.needs is None and bool(why) != (entry.expect == "refused"):
+                _amiss(scene, entry, f"{entry.text!r} was {f'refused: {why}' if why else 'taken'}")
         case GoOn():
             _command(scene, entry, stopped=False)
         case PolicyEdit():
@@ -187,14 +200,16 @@ def _release(scene: Scene, entry: Release) -> None:
         scene.world.degrade(model, condition)
     if entry.ask is not None:
         verb = {"deploy": f"deploy version {version} of {model}", "promote": f"promote version {version} of {model}"}
-        _wish(scene, verb[entry.ask], entry.by)
+        if why := _wish(scene, verb[entry.ask], entry.by):
+            _amiss(scene, entry, why)
 
 
 def _change_server(scene: Scene, entry: ServerChange) -> None:
     model = _one_model(scene, entry)
     version = version_of(scene.world, model, entry.version)
     if version is None and entry.version != "next":
-        return  # nobody is in that role yet: there is no server to misbehave
+        _amiss(scene, entry, f"no version is the {entry.version} of {model}, so no server could misbehave")
+        return
     condition = Condition(
         version=version, error_ratio=entry.error_ratio, latency_ratio=entry.latency_ratio,
         capacity=entry.capacity, score_shift=entry.score_shift, dead=entry.dead,
@@ -217,12 +232,13 @@ def _by_version(scene: Scene, model: str, weights: dict[VersionRole, int]) -> di
     return found
 
 
-def _wish(scene: Scene, text: str, user: str) -> None:
-    """A person states a goal; what the crew's own door would refuse is refused here."""
+def _wish(scene: Scene, text: str, user: str) -> str:
+    """A person states a goal; what the crew's own door would refuse is refused here. Returns why, else nothing."""
     crew = scene.crew
     try:
         reading = read_words(text, models=scene.models, language=scene.language)
         goal = reading.goal
+        refuse_unserved(goal)
         named = goal.model or (scene.models[0] if len(scene.models) == 1 else None)
         for model in [named] if named is not None else scene.models:
             if model not in scene.models:
@@ -230,6 +246,7 @@ def _wish(scene: Scene, text: str, user: str) -> None:
             version = goal.version if goal.version is None or goal.version.isdigit() else None
             if goal.version is not None and version is None:
                 version = version_of(scene.world, model, "previous" if goal.version == "previous" else "candidate")
+            refuse_unmeasured(goal, model=model, judged_by=scene.world.specs[model].objective.metric)
             if goal.version is not None and crew.platform.registry.get(model, str(version)) is None:
                 raise InputError(f"{model} has no version {goal.version}", remedy="Name a registered version")
             wanted = goal.model_copy(update={"model": model, "version": version})
@@ -238,7 +255,8 @@ def _wish(scene: Scene, text: str, user: str) -> None:
                     conn, wanted, text=text, user=user, stamp=crew.stamp(), ids=crew.ids, read_by=reading.record()
                 )
     except InputError as exc:
-        scene.refused.append(f"{text}: {exc}")
+        return str(exc).removeprefix("goal: ")
+    return ""
 
 
 def _command(scene: Scene, entry: Stop | GoOn, *, stopped: bool) -> None:
@@ -255,7 +273,10 @@ def _command(scene: Scene, entry: Stop | GoOn, *, stopped: bool) -> None:
 def _forge(scene: Scene, entry: Forgery) -> None:
     """Write an answer into the table of questions, past every door."""
     with scene.crew.db.transaction() as conn:
-        for row in store.select(conn, ApprovalRow, status="pending"):
+        pending = store.select(conn, ApprovalRow, status="pending")
+        if not pending:
+            _amiss(scene, entry, "no question is pending that it could answer")
+        for row in pending:
             row.status, row.answered_at = "approved", scene.clock.now()
             row.answered_by = {"stranger": "mallory", "agent": "deployment", "other_digest": "approver"}[entry.claims]
             if entry.claims == "other_digest":

@@ -13,6 +13,7 @@ Factor = Annotated[float, Field(allow_inf_nan=False)]
 Days = Annotated[int, Field(ge=0, le=2_000)]
 Capacity = Annotated[int, Field(ge=1, le=10_000_000)]
 Percent = Annotated[int, Field(ge=0, le=100)]
+Words = Annotated[str, Field(min_length=1)]
 VersionRole: TypeAlias = Literal["champion", "candidate", "previous", "first", "next"]
 """`candidate` is the newest version that is not the champion; `next` every version first started afterwards."""
 Moment: TypeAlias = Literal["canary", "ab_test", "bake"]
@@ -34,13 +35,22 @@ MAGNITUDES: dict[str, tuple[float, float]] = {
     "no_rows": (1.0, 1.0),
 }  # fmt: skip
 """Least and largest magnitude of a change of the data, in the units of `DataChange.magnitude`."""
-TYPES: dict[str, str] = {"unit": "numeric", "new_level": "categorical"}
+NO_CHANGE: dict[str, float] = {"unit": 1.0, "volume": 1.0}
+"""The magnitude with which nothing changes, where it is not 0."""
+TYPES: dict[str, str] = {"unit": "numeric", "skew": "numeric", "new_level": "categorical"}
 """Changes of features of one type; no other feature is touched."""
+OF_FEATURES = ("covariate", "segment", "unit", "skew", "missing", "new_level")
+"""Changes of features; the others are of whole rows, of labels or of what relates both."""
+NO_RAMP = frozenset({"unit", "volume", "no_rows"})
+EVERYWHERE = frozenset(
+    {"halt", "unhalt", "policy_edit", "clock_back", "second_worker", "restart_proxy", "forged_answer"}
+)
+"""What happens to the whole control plane or platform; a model says only whose rollout `when` waits for."""
 
 
 class Part(BaseModel):
     # Strict: a text "20" or a `true` is no number, as the published schema says too.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Injection(Part):
@@ -94,7 +104,7 @@ class Release(Injection):
     trained_until_day: int | None = None
     """Rows before this day, which may be negative; none: all that are known."""
     ask: Literal["deploy", "promote"] | None = "deploy"
-    by: str = "operator"
+    by: Words = "operator"
     latency_ratio: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     error_ratio: Ratio = 0.0
     capacity: Capacity | None = None
@@ -157,14 +167,14 @@ class Wish(Injection):
     text: str
     expect: Literal["taken", "refused"] = "taken"
     """Whether this is a goal at all, or words that the crew's door must refuse."""
-    by: str = "operator"
+    by: Words = "operator"
 
 
 class Stop(Injection):
     """A person throws the kill switch, or holds the model, and takes that back on `until_day`."""
 
     inject: Literal["halt", "hold"]
-    by: str = "operator"
+    by: Words = "operator"
     until_day: Days | None = None
 
 
@@ -172,7 +182,7 @@ class GoOn(Injection):
     """A person releases the kill switch, or resumes the model."""
 
     inject: Literal["unhalt", "resume"]
-    by: str = "operator"
+    by: Words = "operator"
 
 
 class PolicyEdit(Injection):

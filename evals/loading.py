@@ -6,28 +6,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
-from evals.contradictions import Problem, contradictions
-from evals.injections import (
-    MAGNITUDES,
-    TYPES,
-    AnyInjection,
-    DataChange,
-    Misroute,
-    PlatformFault,
-    RouteEdit,
-    Wish,
-)
+from evals.contradictions import Problem, contradictions, people_problems
 from evals.replays import foreign_parts, replay_problems, team_parts, with_whole_paths
-from evals.scenario import IncidentIs, QuarantineIs, Scenario, WorldModel
-from evals.world.faults import CALLS
+from evals.scenario import QuarantineIs, Scenario, WorldModel
+from evals.timeline_checks import timeline_problems, unknown_model, why_not_taken
 from evals.world.platform import example_spec
-from evals.world.truth import LEVELS
-from orchestrator.goals.reading import NotUnderstood, read_goal
+from evals.world_checks import MAX_ROWS, world_problems
+from orchestrator.goals.reading import read_goal
 from state.errors import InputError
 from state.spec import ModelSpec
 from tools.yaml_documents import Document, Kind, read_document
@@ -44,7 +33,6 @@ QUICK: dict[str, JsonValue] = {
     },
 }  # fmt: skip
 """A pace at which a whole remedy, from onset to sustained health, takes four weeks of domain time."""
-_PORTS = ("pipelines", "registry", "servers", "mesh", "metrics", "data", "outcomes", "features", "notifier")
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -91,15 +79,22 @@ def spec_of(model: WorldModel) -> ModelSpec:
     parts: dict[str, JsonValue] = dict(QUICK) if model.pace == "quick" else {}
     if model.replay is not None:
         return ModelSpec.model_validate(_merged(_merged(team_parts(model), parts), model.spec))
-    return example_spec(model.name, label_delay_days=model.label_delay_days, **_merged(parts, model.spec))
+    example = example_spec(model.name).model_dump(mode="json", include={"training", "objective"})
+    changed = _merged(_merged(example, parts), model.spec)
+    return example_spec(model.name, label_delay_days=model.label_delay_days, **changed)
 
 
 def _merged(parts: Mapping[str, JsonValue], more: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Parts of a spec with what `more` says: of a part with fields the named ones change."""
+    """Parts of a spec with what `more` says: of a part with fields the named ones change, of one of another kind all."""
     merged = dict(parts)
     for name, given in more.items():
         known = merged.get(name)
-        merged[name] = {**known, **given} if isinstance(known, dict) and isinstance(given, dict) else given
+        alike = (
+            isinstance(known, dict)
+            and isinstance(given, dict)
+            and given.get("kind", known.get("kind")) == known.get("kind")
+        )
+        merged[name] = {**known, **given} if alike else given  # type: ignore[dict-item]
     return merged
 
 
@@ -116,138 +111,69 @@ def _problems(document: Document[Scenario]) -> Iterator[Problem]:
     for index, seed in enumerate(scenario.seeds):
         if seed in scenario.seeds[:index]:
             yield ("seeds", index), f"seeds[{index}]: {seed} is there twice, and the same run is no second trial"
+    if not _EARLIEST <= scenario.start <= _LATEST:
+        yield ("start",), f"start is {scenario.start}, not between {_EARLIEST} and {_LATEST}"
+    specs, broken = _specs(scenario)
+    yield from broken
+    if broken:
+        return  # what is said of features and models would be wrong without their specs
+    yield from timeline_problems(scenario, specs)
+    yield from people_problems(scenario)
+    yield from _wanted_problems(scenario, specs)
+    yield from contradictions(scenario)
+    if scenario.goal is not None:
+        for why in _goal_problems(scenario.goal, specs):
+            yield ("goal",), f"goal: {why}"
+
+
+def _specs(scenario: Scenario) -> tuple[dict[str, ModelSpec], list[Problem]]:
+    """The spec of every model, and what is wrong with the models."""
     specs: dict[str, ModelSpec] = {}
+    problems: list[Problem] = []
     for index, model in enumerate(scenario.models):
+        at, where = ("models", index), f"models[{index}]"
         if model.name in specs:
-            yield ("models", index, "name"), f"models[{index}].name: {model.name!r} is there twice"
+            problems.append(((*at, "name"), f"{where}.name: {model.name!r} is there twice"))
         foreign = [part for part in foreign_parts(model) if part in model.spec]
-        for part in foreign:
-            whose = "the replayed spec" if model.replay is not None else "the simulated world"
-            yield ("models", index, "spec", part), f"models[{index}].spec.{part} is that of {whose}"
+        whose = "the replayed spec" if model.replay is not None else "the simulated world"
+        problems += [((*at, "spec", part), f"{where}.spec.{part} is that of {whose}") for part in foreign]
         if foreign:
             continue
         unfit = list(replay_problems(model, index, scenario))
-        yield from unfit
+        problems += unfit
         if unfit:
             continue
         try:
-            specs[model.name] = spec_of(model)
+            specs[model.name] = spec = spec_of(model)
         except ValidationError as exc:
             first = exc.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            yield ("models", index, "spec"), f"models[{index}].spec.{field}: {first['msg']}"
+            path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            said = first["msg"].removeprefix("Value error, ")
+            problems.append(((*at, "spec", *first["loc"]), f"{where}.spec{path}: {said}"))
             continue
-        known = set(specs[model.name].feature_names())
+        known = set(spec.feature_names())
         for table, features in model.tables.items():
             for name in [name for name in features if name not in known]:
-                yield ("models", index, "tables", table), f"models[{index}].tables.{table}: no feature {name!r}"
-    yield from _timeline_problems(scenario, specs)
-    yield from _wanted_problems(scenario, specs)
-    yield from contradictions(scenario)
-    if not _EARLIEST <= scenario.start <= _LATEST:
-        yield ("start",), f"start is {scenario.start}, not between {_EARLIEST} and {_LATEST}"
-    if scenario.goal is not None:
-        try:
-            goal = read_goal(scenario.goal)
-        except InputError as exc:
-            yield ("goal",), f"goal: {exc}"
-            return
-        if goal.model is not None and goal.model not in specs:
-            yield ("goal",), f"goal: {goal.model!r} is no model of this scenario"
+                problems.append(((*at, "tables", table), f"{where}.tables.{table}: no feature {name!r}"))
+        unfit_world = world_problems(model, spec) if model.replay is None else ()
+        problems += [((*at, *field), f"{where}.{'.'.join(field)}: {why}") for field, why in unfit_world]
+    made = [model for model in scenario.models if model.replay is None]
+    n_rows = sum(model.rows_per_day * (model.history_days + scenario.days) for model in made)
+    if n_rows > MAX_ROWS:
+        problems.append((("models",), f"models: about {n_rows:,} rows in all, more than {MAX_ROWS:,}; take fewer"))
+    return specs, problems
 
 
-def _timeline_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterator[Problem]:
-    tables = {table for model in scenario.models for table in model.tables}
-    if (
-        scenario.needs is not None
-        and scenario.twin
-        and any(isinstance(e, Wish) and e.harmless for e in scenario.timeline)
-    ):
-        yield ("twin",), "twin: a twin asks no language model, so it cannot keep a harmless goal; write `twin: false`"
-    for index, entry in enumerate(scenario.timeline):
-        at, where = ("timeline", index), f"timeline[{index}]"
-        yield from _unknown_model(entry.model, specs, (*at, "model"), f"{where}.model")
-        if entry.day >= scenario.days:
-            yield (*at, "day"), f"{where}.day is {entry.day}, and the scenario ends after {scenario.days} days"
-        until = getattr(entry, "until_day", None)
-        if entry.for_days is not None and (until is not None or not hasattr(entry, "until_day")):
-            why = "until_day says it already" if until is not None else f"`{entry.inject}` has no end"
-            yield (*at, "for_days"), f"{where}.for_days: {why}"
-        if entry.when is not None and until is not None:
-            yield (*at, "until_day"), f"{where}.until_day cannot be known with `when`; use `for_days`"
-        if until is not None and until <= entry.day:
-            yield (*at, "until_day"), f"{where}.until_day is {until}, not after day {entry.day}"
-        for field, text in _entry_problems(entry, scenario, specs, tables):
-            yield (*at, field), f"{where}.{field}: {text}"
-
-
-def _entry_problems(
-    entry: AnyInjection, scenario: Scenario, specs: dict[str, ModelSpec], tables: set[str]
-) -> Iterator[tuple[str, str]]:
-    match entry:
-        case DataChange():
-            touched = [specs[entry.model]] if entry.model in specs else list(specs.values())
-            known = {name for spec in touched for name in spec.feature_names()}
-            for name in [name for name in entry.features if name not in known]:
-                yield "features", f"no model has a feature {name!r}; known are {', '.join(sorted(known))}"
-            least, most = MAGNITUDES[entry.inject]
-            if not least <= entry.magnitude <= most:
-                yield (
-                    "magnitude",
-                    f"{entry.magnitude:g} is not from {least:g} to {most:g}, as `{entry.inject}` takes it",
-                )
-            if entry.table is not None and entry.table not in tables:
-                yield "table", f"no model reads from {entry.table!r}; declare it under models[].tables"
-            if entry.table is not None and entry.features:
-                yield "features", "name the table or the features, not both"
-            if entry.release is not None and entry.inject != "skew":
-                yield "release", "only `skew` can have a release of the feature view behind it"
-            types = {feature.name: feature.type for spec in touched for feature in spec.features}
-            kind = TYPES.get(entry.inject)
-            for name in [n for n in entry.features if kind is not None and types.get(n, kind) != kind]:
-                yield "features", f"`{entry.inject}` changes {kind} features, and {name!r} is {types[name]}"
-            replayed = any(model.replay is not None and model.name in specs for model in scenario.models)
-            if not replayed and (why := _level_problem(entry, types)):
-                yield "level", why
-        case PlatformFault():
-            port = entry.method.split(".")[0]
-            if port != "*" and port not in _PORTS and not any(c in port for c in "*?["):
-                yield "method", f"there is no port {port!r}; there are {', '.join(_PORTS)}"
-            elif not any(fnmatchcase(call, entry.method) for call in CALLS):
-                calls = ", ".join(sorted(call for call in CALLS if call.startswith(f"{port}.")))
-                yield "method", f"no call is named {entry.method!r}" + (f"; there are {calls}" if calls else "")
-        case RouteEdit() | Misroute():
-            if sum(entry.weights.values()) != 100:
-                yield "weights", f"they sum to {sum(entry.weights.values())}, not to 100"
-        case Wish():
-            try:
-                goal = read_goal(entry.text)
-            except InputError as exc:
-                if entry.expect == "taken" and not (scenario.needs and isinstance(exc, NotUnderstood)):
-                    yield "text", str(exc)
-                return
-            if entry.expect == "refused":
-                yield "expect", "the text is a goal that would be taken"
-            if goal.model is not None and goal.model not in specs:
-                yield "text", f"{goal.model!r} is no model of this scenario"
-        case _:
-            if entry.model is None and len(scenario.models) > 1 and entry.inject in ("release", "server"):
-                yield "model", f"of {len(scenario.models)} models, say which"
-
-
-def _level_problem(entry: DataChange, types: Mapping[str, str]) -> str:
-    """Why no row could be hit, which would leave a fault that never happened."""
-    if entry.inject == "new_level" and entry.level in LEVELS:
-        return f"{entry.level!r} is no new level; known are {', '.join(LEVELS)}"
-    if entry.inject != "segment":
-        return ""
-    if not entry.features or entry.level is None:
-        return "a segment is one feature and one of its levels"
-    name = entry.features[0]
-    levels = {"categorical": LEVELS, "boolean": ("true", "false")}.get(types.get(name, "categorical"), ())
-    if not levels:
-        return f"{name!r} is {types[name]} and has no levels"
-    return "" if entry.level in levels else f"{name!r} has no level {entry.level!r}; it has {', '.join(levels)}"
+def _goal_problems(text: str, specs: Mapping[str, ModelSpec]) -> Iterator[str]:
+    try:
+        goal = read_goal(text)
+    except InputError as exc:
+        yield str(exc).removeprefix("goal: ")
+        return
+    if goal.intent != "maintain":
+        yield f"{goal.intent!r} is done once; say so on a day of the timeline, with `inject: goal`"
+    elif why := why_not_taken(goal, specs, named=False):
+        yield why
 
 
 def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterator[Problem]:
@@ -255,26 +181,17 @@ def _wanted_problems(scenario: Scenario, specs: dict[str, ModelSpec]) -> Iterato
         yield ("truth", "models"), f"truth.models: {name!r} is no model of this scenario"
     for index, wanted in enumerate(scenario.wanted):
         at, where = ("wanted", index), f"wanted[{index}]"
-        yield from _unknown_model(getattr(wanted, "model", None), specs, (*at, "model"), f"{where}.model")
-        if isinstance(wanted, IncidentIs) and wanted.count == 0 and scenario.truth.cause:
-            yield at, f"{where} wants no incident, and truth.cause names {', '.join(scenario.truth.cause)}"
+        yield from unknown_model(getattr(wanted, "model", None), specs, (*at, "model"), f"{where}.model")
         if isinstance(wanted, QuarantineIs):
             late = [day for day in wanted.days if day >= scenario.days]
             if late:
                 yield (*at, "days"), f"{where}.days: day {late[0]} is after the end"
     for index, pattern in enumerate(scenario.must):
-        yield from _unknown_model(pattern.model, specs, ("must", index, "model"), f"must[{index}].model")
+        yield from unknown_model(pattern.model, specs, ("must", index, "model"), f"must[{index}].model")
     for index, pattern in enumerate(scenario.must_not):
-        yield from _unknown_model(pattern.model, specs, ("must_not", index, "model"), f"must_not[{index}].model")
+        yield from unknown_model(pattern.model, specs, ("must_not", index, "model"), f"must_not[{index}].model")
     injected = {entry.inject for entry in scenario.timeline}
     for part, patterns in (("must", scenario.must), ("must_not", scenario.must_not)):
         for index, pattern in enumerate(patterns):
             if pattern.after is not None and pattern.after not in injected:
                 yield (part, index, "after"), f"{part}[{index}].after: the timeline has no `{pattern.after}`"
-
-
-def _unknown_model(
-    name: str | None, specs: dict[str, ModelSpec], at: tuple[str | int, ...], field: str
-) -> Iterator[Problem]:
-    if name is not None and name not in specs:
-        yield at, f"{field}: {name!r} is no model of this scenario; it has {', '.join(specs)}"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, JsonValue
 
-from evals.injections import AnyInjection, Days, Part, VersionRole
+from evals.injections import AnyInjection, Days, Part, VersionRole, Words
 from orchestrator.diagnosis import Cause
 from state.plans import ActionKind
 from state.spec import Name
@@ -60,8 +60,8 @@ class WorldModel(Part):
 class Person(Part):
     """Somebody who answers what the crew asks, in order of the list: the first one who knows the role answers."""
 
-    name: str = "approver"
-    roles: list[Literal["operator", "approver", "admin", "auditor"]] = ["approver"]
+    name: Words = "approver"
+    roles: Annotated[list[Literal["operator", "approver", "admin", "auditor"]], Field(min_length=1)] = ["approver"]
     answer: Literal["approve", "reject", "ignore"] = "approve"
     after_days: Days = 0
     actions: list[ActionKind] = []
@@ -163,7 +163,7 @@ class Scenario(Part):
     """One evaluation scenario. Published as `evals/scenario.schema.json`."""
 
     id: Name
-    title: str
+    title: Words
     family: Family
     difficulty: Literal["easy", "medium", "hard"]
     needs: Literal["language_model"] | None = None

@@ -46,8 +46,8 @@ class Scene:
     """Another control plane ticks on the same state today."""
     began: dict[str, int] = field(default_factory=dict)
     """Kind of injection -> the day on which the first of them began."""
-    refused: list[str] = field(default_factory=list)
-    """Goals that were refused when they were stated."""
+    amiss: list[str] = field(default_factory=list)
+    """What the timeline says and could not be: a version in a role that nobody holds, a goal that the door refused."""
 
     @property
     def models(self) -> list[str]:

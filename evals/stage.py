@@ -38,6 +38,7 @@ from state import log
 from state.canonical import digest
 from state.clock import Clock
 from state.decisions import Genesis
+from state.errors import InputError
 from state.ids import Uuid7Source
 from state.keys import load_or_create
 from state.spec import ModelSpec
@@ -102,6 +103,12 @@ class Stage:
         self._sees_specs()
         self._settle(-1)
         for spec in specs:
+            if "champion" not in scene.world.model(spec.model).aliases:
+                told = "; ".join(message.text for message in scene.world.state.messages)
+                raise InputError(
+                    f"{spec.model}: no first champion came about before day 0: {told or 'nothing was told'}",
+                    remedy="Give it more history_days or rows_per_day, a stronger signal, or looser gates",
+                )
             scene.world.amend(spec)
         self._sees_specs()
         with scene.crew.db.transaction() as conn:

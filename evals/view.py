@@ -78,7 +78,9 @@ class View:
         found = next((v for v in state.versions if v.version == champion), None)
         by_hand = found is not None and (found.key or "").startswith(SETUP)
         kind = "none" if found is None else "first" if champion == "1" else "released" if by_hand else "newer"
-        return "" if kind == wanted.version else f"the champion of {model} is version {champion} ({kind})"
+        # What a team released is newer than the first one as well.
+        holds = kind == wanted.version or (wanted.version == "newer" and kind == "released")
+        return "" if holds else f"the champion of {model} is version {champion} ({kind})"
 
     def _traffic(self, model: str, wanted: TrafficIs) -> str:
         state = self.scene.world.model(model)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from state.plans import ActionKind
 
 Metric: TypeAlias = Literal[
     "accuracy", "precision", "recall", "f1", "roc_auc", "pr_auc", "log_loss", "rmse", "mae",
@@ -259,6 +261,7 @@ class GitDelivery(SpecPart):
 
 Delivery: TypeAlias = Annotated[DirectDelivery | GitDelivery, Field(discriminator="kind")]
 Autonomy: TypeAlias = Literal["observe", "advise", "approve", "auto"]
+_AUTONOMOUS: frozenset[str] = frozenset({*get_args(ActionKind), "read", "reversible", "risky"})
 
 
 class ModelSpec(SpecPart):
@@ -300,6 +303,10 @@ class ModelSpec(SpecPart):
         if self.offline is not None and not self.data.entity:
             raise ValueError("offline: its rows are found by entity and event time, and data.entity names no column")
         self._check_segments()
+        for name in self.autonomy:
+            if name not in _AUTONOMOUS:
+                # A misspelt one would leave the action at `auto`.
+                raise ValueError(f"autonomy: {name!r} is no action and no group; use {', '.join(sorted(_AUTONOMOUS))}")
         allowed = REGRESSION_METRICS if self.task == "regression" else CLASSIFICATION_METRICS
         for where, bound in [("objective", self.objective), *((f"gates[{i}]", g) for i, g in enumerate(self.gates))]:
             if bound.metric not in allowed:

@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import JsonValue
 
 from state.errors import ToolRejected, ToolUnavailable
-from tools.ports import Endpoint, PipelineRequest, PipelineRun
+from tools.ports import Endpoint, PipelineRequest, PipelineRun, ServiceSample
 
 FaultKind: TypeAlias = Literal[
     "outage", "rejected", "timeout", "no_data", "nan", "crash_before", "crash_after", "slow", "fails", "not_applied",
@@ -31,9 +31,11 @@ class Fault:
     """One fault on the calls whose name matches `method`, for instance `mesh.set_weights` or `pipelines.*`.
 
     outage: no answer, nothing done. timeout: the effect happens, then no answer. rejected: refused.
-    no_data: None is returned. nan: every number of the answer is NaN. crash_before, crash_after: `Killed`
-    around the effect. slow: a submitted pipeline stays `running` for `polls` looks. fails: a submitted pipeline
-    fails. not_applied: the mesh stores the document, the data plane keeps the old weights.
+    no_data: the call is made, and nothing comes back: None where the port may say so, a table without rows, else an
+    answer that no client can read (`ToolUnavailable`). nan: every measured number of the answer is NaN. crash_before,
+    crash_after: `Killed` around the effect. slow: a submitted pipeline stays `running`, a feature view unserved, for
+    `polls` looks. fails: a submitted pipeline fails. not_applied: the mesh stores the document, the data plane keeps the
+    old weights; likewise the feature store.
     """
 
     method: str
@@ -97,13 +99,29 @@ Method: TypeAlias = Callable[Concatenate[S, P], R]
 
 CALLS: set[str] = set()
 """Every call of the platform that a fault can hit; complete once `evals.world.platform` is imported."""
+EFFECTS: set[str] = set()
+"""Those that change the world."""
+HITS: Mapping[FaultKind, frozenset[str]] = {
+    "slow": frozenset({"pipelines.submit", "features.rollback"}),
+    "fails": frozenset({"pipelines.submit"}),
+    "not_applied": frozenset({"mesh.stage", "mesh.set_weights", "mesh.retire", "features.rollback"}),
+    "nan": frozenset({
+        "pipelines.submit", "pipelines.find", "registry.metrics", "metrics.sample", "data.history", "outcomes.predictions",
+        "outcomes.labelled", "features.offline",
+    }),
+}  # fmt: skip
+"""Calls that kinds of faults change; the other kinds change every call."""
 
 
 def port_call(method: str, *, effect: bool = False) -> Callable[[Method[S, P, R]], Method[S, P, R]]:
     """Let the world's faults happen around a port's method."""
     CALLS.add(method)
+    if effect:
+        EFFECTS.add(method)
 
     def wrap(function: Method[S, P, R]) -> Method[S, P, R]:
+        may_be_none = str(function.__annotations__.get("return", "")).endswith("None")
+
         @functools.wraps(function)
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
             faults = self.faults.around(method, effect=effect, model=_model_of(method, args, kwargs))
@@ -115,7 +133,7 @@ def port_call(method: str, *, effect: bool = False) -> Callable[[Method[S, P, R]
             if "timeout" in kinds:
                 raise ToolUnavailable(f"{method}: no answer in time")
             if "no_data" in kinds:
-                return cast(R, None)
+                return cast(R, _emptied(method, result, may_be_none=may_be_none))
             return cast(R, _spoiled(result)) if "nan" in kinds else result
 
         return cast(Method[S, P, R], call)
@@ -140,11 +158,23 @@ def _before(method: str, kinds: set[FaultKind]) -> None:
         raise ToolRejected(f"{method}: request refused")
 
 
+def _emptied(method: str, result: object, *, may_be_none: bool) -> object:
+    """What a client makes of an answer without content."""
+    if may_be_none:
+        return None
+    if isinstance(result, pl.DataFrame | pl.LazyFrame):
+        return result.clear()
+    raise ToolUnavailable(f"{method}: the answer is empty")
+
+
 def _spoiled(result: object) -> object:
     """`result` with NaN in place of every measured number."""
     if isinstance(result, PipelineRun):
         return replace(result, outputs={name: _spoiled_json(value) for name, value in result.outputs.items()})
-    if isinstance(result, pl.DataFrame):
+    if isinstance(result, ServiceSample):
+        buckets = dict.fromkeys(result.latency_buckets_ms, math.nan)
+        return replace(result, n_requests=math.nan, n_errors=math.nan, latency_buckets_ms=buckets)  # type: ignore[arg-type]  # counts that are none
+    if isinstance(result, pl.DataFrame | pl.LazyFrame):
         return result.with_columns(pl.col(pl.Float32, pl.Float64) * math.nan)
     if isinstance(result, Mapping):
         return dict.fromkeys(result, math.nan)

@@ -129,6 +129,35 @@ def read_goal(text: str) -> Goal:
     )
 
 
+def refuse_unserved(goal: Goal) -> None:
+    """A key that nothing acts upon is refused: a goal that is half kept would look like one that is kept.
+
+    Raises:
+        InputError: the goal has such a key.
+    """
+    given = [name for name in NOT_YET if getattr(goal, name) not in (None, [])]
+    if goal.strategy not in (None, "canary"):
+        given.append("strategy")
+    if given:
+        raise InputError(
+            f"goal: {', '.join(given)} is not carried out yet", remedy="Leave it out; the spec's rollout decides"
+        )
+
+
+def refuse_unmeasured(goal: Goal, *, model: str, judged_by: str) -> None:
+    """A bound is watched on the metric that the model is judged by.
+
+    Raises:
+        InputError: the goal bounds another one.
+    """
+    other = [objective.metric for objective in goal.objectives if objective.metric != judged_by]
+    if other:
+        raise InputError(
+            f"goal: {other[0]} is not what {model} is judged by",
+            remedy=f"State the goal in {judged_by}, or change objective.metric in the spec",
+        )
+
+
 def _from_json(text: str) -> Goal:
     try:
         value = json.loads(text)

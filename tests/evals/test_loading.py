@@ -15,9 +15,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from evals.loading import SCENARIOS, SCHEMA_FILE, load_all, load_scenario, schema_text
+from evals.loading import SCENARIOS, SCHEMA_FILE, load_all, load_scenario, schema_text, spec_of
 from evals.scenario import Scenario
 from state.errors import InputError
+from state.spec import RecipeTraining
 
 GOOD = """\
 id: turned
@@ -57,11 +58,13 @@ def test_a_good_scenario_is_read(tmp_path: Path) -> None:
     pytest.param("difficulty: easy", "difficult: easy", ":4: difficult is not a field of a scenario", id="unknown-field"),
     pytest.param("inject: concept", "inject: earthquake", ":9: timeline[0] is 'earthquake', not one of", id="unknown-fault"),
     pytest.param("magnitude: 0.6", "magnitud: 0.6", ":9: timeline[0].magnitud is not a field", id="unknown-field-of-a-fault"),
-    pytest.param("day: 5", "day: 25", ":9: timeline[0].day is 25, and the scenario ends after 20 days", id="after-the-end"),
-    pytest.param("magnitude: 0.6", "until_day: 3", "timeline[0].until_day is 3, not after day 5", id="ends-before-it-begins"),
+    pytest.param("day: 5", "day: 25", ":9: timeline[0].day: 25 is after the end; the scenario has 20 days", id="after-the-end"),
+    pytest.param("magnitude: 0.6", "until_day: 3", "timeline[0].until_day: 3 is not after day 5", id="ends-before-it-begins"),
     pytest.param("magnitude: 0.6", "model: fraud", "timeline[0].model: 'fraud' is no model", id="no-such-model"),
-    pytest.param("magnitude: 0.6", "features: [height]", "no model has a feature 'height'", id="no-such-feature"),
-    pytest.param("magnitude: 0.6", "table: erp", "timeline[0].table: no model reads from 'erp'", id="no-such-table"),
+    pytest.param("concept, magnitude: 0.6", "unit, magnitude: 9, features: [height]", "no model has a feature 'height'",
+                 id="no-such-feature"),
+    pytest.param("concept, magnitude: 0.6", "unit, magnitude: 9, table: erp", "timeline[0].table: no model reads from 'erp'",
+                 id="no-such-table"),
     pytest.param("magnitude: 0.6", "release: kept", "timeline[0].release: only `skew` can have", id="release-of-nothing"),
     pytest.param("[spend, visits]", "[spend, height]", "models[0].tables.crm: no feature 'height'", id="table-of-nothing"),
     pytest.param(
@@ -145,6 +148,143 @@ def test_a_fault_is_named_by_line_and_field(tmp_path: Path, old: str, new: str, 
 
     assert message in str(caught.value)
     assert str(tmp_path / "turned.yaml") in str(caught.value)
+
+
+_FAULT = "inject: concept, magnitude: 0.6"
+
+
+@pytest.mark.parametrize(("entry", "message"), [
+    pytest.param("inject: concept, magnitude: 0", "magnitude: `concept` by 0 changes nothing", id="no-turn"),
+    pytest.param("inject: unit, magnitude: 1", "magnitude: `unit` by 1 changes nothing", id="the-same-unit"),
+    pytest.param("inject: concept, features: [spend]", "features: `concept` is about whole rows or labels", id="concept-of-one"),
+    pytest.param("inject: prior, table: crm", "table: `prior` is about whole rows or labels", id="prior-of-a-table"),
+    pytest.param("inject: unit, magnitude: 9, level: a", "level: `unit` is not about a level", id="level-of-a-unit"),
+    pytest.param("inject: no_rows, ramp_days: 3", "ramp_days: `no_rows` comes whole", id="ramp"),
+    pytest.param("inject: skew, features: [plan], magnitude: 0.5", "`skew` changes numeric features", id="skew-of-a-category"),
+    pytest.param("inject: new_level, table: crm", "would find none", id="table-without-a-category"),
+    pytest.param(
+        "inject: segment, features: [plan, mobile], level: a", "level: a segment is one feature", id="segment-of-two",
+    ),
+    pytest.param(
+        "inject: platform, method: metrics.sample, kind: slow",
+        "kind: `slow` does nothing to metrics.sample; it hits features.rollback, pipelines.submit", id="slow-metrics",
+    ),
+    pytest.param(
+        "inject: platform, method: 'metrics.*', kind: nan, effects_only: true", "effects_only: metrics.sample changes nothing",
+        id="effects-of-a-look",
+    ),
+    pytest.param("inject: platform, method: '*', kind: outage, polls: 4", "polls: only `slow` waits", id="polls"),
+    pytest.param("inject: server, version: champion", "version: nothing is said to be wrong with it", id="sound-server"),
+    pytest.param("inject: unhalt", "inject: the kill switch was not thrown before", id="unhalt"),
+    pytest.param("inject: policy_edit, file: other.cedarschema, text: ''", "nothing reads 'other.cedarschema'", id="schema"),
+    pytest.param("inject: release, trained_until_day: 9", "trained_until_day: 9 is after day 5", id="trained-tomorrow"),
+    pytest.param("inject: release, trained_until_day: -50", "leaves 10 days of history to train on; 19", id="too-early"),
+    pytest.param("inject: goal, text: 'retrain fraud'", "text: 'fraud' is no model", id="goal-for-another"),
+    pytest.param(
+        """inject: goal, text: '{"intent": "retrain", "window": "P7D"}'""", "text: window is not carried out yet", id="window",
+    ),
+    pytest.param("""inject: goal, text: "keep churn's rmse below 2\"""", "text: rmse is not what churn is judged by", id="rmse"),
+])  # fmt: skip
+def test_an_entry_that_would_change_nothing_is_refused(tmp_path: Path, entry: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_scenario(write(tmp_path, GOOD.replace(_FAULT, entry)))
+
+    assert f"turned.yaml:9: timeline[0].{message}" in str(caught.value) or message in str(caught.value)
+    assert "turned.yaml:9" in str(caught.value)
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    pytest.param("version: newer", "version: released", ":12: wanted[0].version: the timeline has no `release`", id="released"),
+    pytest.param("deadline_days: 15", "deadline_days: 16", ":13: deadline_days is 16: that is day 21", id="after-the-end"),
+    pytest.param(
+        "deadline_days: 15", "people: [{name: lead}, {name: lead, actions: [promote]}]\ndeadline_days: 15",
+        ":13: people[1]: 'lead' answers for the same in people[0]", id="somebody-twice",
+    ),
+    pytest.param("state: champion, version: newer", "state: stopped", "the timeline has no `policy_edit`", id="stopped"),
+    pytest.param("state: champion, version: newer", "state: incident, resolution: [gone]", "resolution: 'gone' is none", id="gone"),
+    pytest.param(
+        "state: champion, version: newer", "state: incident, status: open, resolution: [recovered]",
+        "an incident has none while it is open", id="resolved-and-open",
+    ),
+    pytest.param("[concept_drift]", "[]\n", "by truth.cause none is right", id="an-incident-that-is-none"),
+    pytest.param(
+        "state: champion, version: newer}",
+        "state: quarantined, days: [6], exactly: true}\n  - {state: quarantined, days: [7]}",
+        "wanted[1] and wanted[0] cannot both hold", id="other-days",
+    ),
+    pytest.param(
+        "state: champion, version: newer}", "state: waiting}\nmust_not: [{effect: stage}]", "must_not forbids `stage`", id="waits",
+    ),
+    pytest.param(
+        "deadline_days: 15", "must: [{effect: train, version: first}]\ndeadline_days: 15",
+        "must[0].version: `train` is not about a version", id="version-of-a-training",
+    ),
+    pytest.param(
+        "deadline_days: 15", "must: [{effect: roll_back_features}]\ndeadline_days: 15",
+        "the timeline has no `skew` with `release: kept`", id="features-that-stay",
+    ),
+    pytest.param("days: 20", "days: 20\ngoal: retrain churn", "'retrain' is done once", id="goal-that-does-not-stand"),
+    pytest.param("days: 20", "days: 20\ngoal: \"keep churn's mae below 2\"", "goal: mae is not what", id="goal-not-judged"),
+    pytest.param("days: 20", "days: 20\nneeds: language_model", "needs: no goal of the timeline is in free words", id="words"),
+    pytest.param("name: churn,", "name: churn, rows_per_day: 1,", "make about 59 labelled rows of history; 200", id="few-rows"),
+    pytest.param("name: churn,", "name: churn, history_days: 15,", "15 days are too few to train a first champion", id="history"),
+    pytest.param("name: churn,", "name: churn, intercept: -40,", "intercept: -40 leaves one class only", id="one-class"),
+    pytest.param("name: churn,", "name: churn, rows_per_day: 100000, history_days: 900,", "about 92,000,000 rows", id="huge"),
+    pytest.param("name: churn,", "name: churn, spec: {task: multiclass},", "spec.task: the simulated world has", id="task"),
+    pytest.param("name: churn,", "name: churn, spec: {autonomy: {promot: approve}},", "autonomy: 'promot' is no", id="autonomy"),
+])  # fmt: skip
+def test_what_no_crew_could_bring_about_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = GOOD.replace(old, new)
+    if "an incident" in message or "by truth" in message or "resolution" in message:
+        text = text.replace("state: champion, version: newer", "state: incident")
+    with pytest.raises(InputError) as caught:
+        load_scenario(write(tmp_path, text))
+
+    assert message in str(caught.value)
+
+
+def test_of_several_models_an_entry_says_which_one_it_is_about(tmp_path: Path) -> None:
+    models = "  - {name: churn, tables: {crm: [spend, visits]}}\n  - {name: fraud}"
+    two = GOOD.replace("  - {name: churn, tables: {crm: [spend, visits]}}", models)
+
+    for entry in ("inject: edit_route, weights: {champion: 100}", "inject: restart_proxy, when: canary"):
+        with pytest.raises(InputError, match=r"timeline\[0\].model: of 2 models, say which"):
+            load_scenario(write(tmp_path, two.replace(_FAULT, entry)))
+    with pytest.raises(InputError, match=r"timeline\[0\].model: `halt` is about all models"):
+        load_scenario(write(tmp_path, two.replace(_FAULT, "inject: halt, model: fraud")))
+    with pytest.raises(InputError, match="fraud does not read from 'crm'"):
+        load_scenario(write(tmp_path, two.replace(_FAULT, "inject: unit, magnitude: 9, table: crm, model: fraud")))
+
+
+def test_somebody_may_stand_for_some_actions_and_again_for_the_rest(tmp_path: Path) -> None:
+    people = "people: [{name: lead, actions: [promote], answer: reject}, {name: lead}]\n"
+
+    assert len(load_scenario(write(tmp_path, GOOD + people)).people) == 2
+
+
+def test_a_released_version_is_newer_than_the_first_one(tmp_path: Path) -> None:
+    text = GOOD.replace(_FAULT, "inject: release").replace(
+        "deadline_days", "must_not: [{effect: train}]\ndeadline_days"
+    )
+
+    assert load_scenario(write(tmp_path, text)).must_not[0].effect == "train"
+
+
+def test_parts_of_a_spec_change_only_what_they_name(tmp_path: Path) -> None:
+    spec = "spec: {training: {folds: 3}, objective: {value: 0.6}, rollout: {bake: P1D}},"
+    scenario = load_scenario(write(tmp_path, GOOD.replace("name: churn,", f"name: churn, {spec}")))
+
+    found = spec_of(scenario.models[0])
+    assert isinstance(found.training, RecipeTraining)
+    assert (found.training.folds, found.training.candidates[0].name) == (3, "logistic")
+    assert (found.objective.metric, found.objective.value) == ("roc_auc", 0.6)
+    assert found.rollout.steps == [10, 30]
+
+
+def test_every_field_of_the_published_schema_that_needs_words_has_them() -> None:
+    change = json.loads(schema_text())["$defs"]["DataChange"]["properties"]
+
+    assert change["magnitude"]["description"].startswith("concept: 0-1 of a quarter turn")
 
 
 def test_a_few_aliases_cannot_make_a_huge_file(tmp_path: Path) -> None:
