@@ -62,11 +62,10 @@ def tick(crew: Crew, graph: Graph, spec: ModelSpec) -> Tick:
         attempt("bake", lambda: watch_bake(crew, spec, fence=fence)),
         attempt("cadence", lambda: _answer_wins(crew, spec, fence)),
     ]
+    if not {"unavailable", "stuck"} & {*looks}:
+        looks.append(attempt("due", lambda: _begin_cadence(crew, spec, fence)))
     progressed = "progressed" in looks
-    with crew.db.transaction() as conn:
-        if "unavailable" not in looks and cadence_due(crew, conn, spec):
-            start_cadence(crew, conn, spec, fence=fence)
-            progressed = True
+    with crew.db.snapshot() as conn:
         runs = _open_runs(conn, spec.model)
     for run in runs:
         if not busy and _awake(run, crew.clock.now()):
@@ -176,6 +175,14 @@ def _forget(graph: Graph, thread: str) -> None:
     saver = graph.checkpointer
     if saver is not None and not isinstance(saver, bool):
         saver.delete_thread(thread)
+
+
+def _begin_cadence(crew: Crew, spec: ModelSpec, fence: Fence) -> bool:
+    with crew.db.transaction() as conn:
+        if not cadence_due(crew, conn, spec):
+            return False
+        start_cadence(crew, conn, spec, fence=fence)
+    return True
 
 
 def _answer_wins(crew: Crew, spec: ModelSpec, fence: Fence) -> bool:

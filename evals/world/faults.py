@@ -134,7 +134,7 @@ def port_call(method: str, *, effect: bool = False) -> Callable[[Method[S, P, R]
                 raise ToolUnavailable(f"{method}: no answer in time")
             if "no_data" in kinds:
                 return cast(R, _emptied(method, result, may_be_none=may_be_none))
-            return cast(R, _spoiled(result)) if "nan" in kinds else result
+            return cast(R, _spoiled(method, result)) if "nan" in kinds else result
 
         return cast(Method[S, P, R], call)
 
@@ -167,17 +167,19 @@ def _emptied(method: str, result: object, *, may_be_none: bool) -> object:
     raise ToolUnavailable(f"{method}: the answer is empty")
 
 
-def _spoiled(result: object) -> object:
+def _spoiled(method: str, result: object) -> object:
     """`result` with NaN in place of every measured number."""
     if isinstance(result, PipelineRun):
         return replace(result, outputs={name: _spoiled_json(value) for name, value in result.outputs.items()})
     if isinstance(result, ServiceSample):
-        buckets = dict.fromkeys(result.latency_buckets_ms, math.nan)
-        return replace(result, n_requests=math.nan, n_errors=math.nan, latency_buckets_ms=buckets)  # type: ignore[arg-type]  # counts that are none
+        # Counts cannot be NaN: the client of the proxy's statistics cannot read them either.
+        raise ToolUnavailable(f"{method}: the counters are not numbers")
     if isinstance(result, pl.DataFrame | pl.LazyFrame):
-        return result.with_columns(pl.col(pl.Float32, pl.Float64) * math.nan)
+        spoiled = result.with_columns(pl.col(pl.Float32, pl.Float64) * math.nan)
+        # A label that is no number is none: whoever records labels refuses it.
+        return spoiled.clear() if "label" in spoiled.collect_schema() else spoiled
     if isinstance(result, Mapping):
-        return dict.fromkeys(result, math.nan)
+        return {name: math.nan if isinstance(value, float) else value for name, value in result.items()}
     return result
 
 

@@ -121,10 +121,26 @@ def test_metrics_can_have_no_data_and_numbers_can_be_nan(world: World, platform:
 
     assert platform.metrics.sample("churn", "1") is None
     assert platform.metrics.sample("churn", "1") is not None
+    world.faults.add(Fault(method="metrics.sample", kind="nan"), Fault(method="outcomes.revisions", kind="nan"))
+    with pytest.raises(ToolUnavailable, match="the counters are not numbers"):
+        platform.metrics.sample("churn", "1")
+    assert platform.outcomes.revisions("churn") != {}  # counts that nobody measured
     assert all(math.isnan(value) for value in platform.registry.metrics("churn", "1").values())
     end = world.clock.now()
     rows = platform.outcomes.predictions("churn", start=end - timedelta(days=1), end=end)
     assert rows["score"].is_nan().all()
+
+
+def test_an_answer_without_content_is_what_a_client_makes_of_it(world: World, platform: Platform) -> None:
+    world.advance(1)
+    end = world.clock.now()
+    world.faults.add(Fault(method="*", kind="no_data", times=None))
+
+    assert platform.registry.get("churn", "1") is None
+    assert platform.outcomes.labelled("churn", start=end - timedelta(days=1), end=end, as_of=end).is_empty()
+    assert platform.data.history("churn", start=None, end=end).collect().is_empty()
+    with pytest.raises(ToolUnavailable, match="the answer is empty"):
+        platform.registry.versions("churn")
 
 
 def test_a_slow_pipeline_stays_running_for_as_many_looks(world: World, platform: Platform) -> None:

@@ -281,6 +281,20 @@ def test_a_lasting_outage_of_the_outcomes_holds_and_calls_a_person_once(quick: Q
         stage.check_books()
 
 
+def test_a_platform_that_is_down_when_the_cadence_is_due_ends_nothing(quick: Quick) -> None:
+    with quick() as stage:
+        stage.start()
+        stage.days(7)
+        stage.world.faults.add(Fault(method="*", kind="outage", times=None))
+        stage.days(2)
+        assert stage.kinds("backtest_recipe") == []
+
+        stage.world.faults.clear()
+        stage.days(1)
+        assert stage.kinds("backtest_recipe") == ["backtest_recipe"]
+        stage.check_books()
+
+
 def test_a_signal_survives_a_kill_between_its_look_and_its_incident(quick: Quick) -> None:
     with quick() as stage:
         stage.start()
