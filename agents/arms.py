@@ -15,12 +15,19 @@ from tools.ports import Platform
 
 
 def read_arms(situation: Situation, platform: Platform) -> dict[str, Any]:
-    """Block losses and entity counts of both arms since the A/B test began; quarantined days are left out."""
+    """Entities that either arm has served since the A/B test began, and block losses of their labelled rows; quarantined
+    days are left out of the latter.
+
+    Who was assigned to which arm is known at once: a label that comes after the horizon says nothing about it.
+    """
     rollout, spec = situation.rollout, situation.spec
     assert rollout is not None
     start = datetime.fromisoformat(str(rollout.body["since"]))
     end = matured_until(situation.now, spec.data.label.delay)
     arms: dict[str, Any] = {"entities": {}, "losses": {}, "rows": {}}
+    served = platform.outcomes.predictions(spec.model, start=start, end=situation.now)
+    for version in (rollout.candidate, str(rollout.stable)):
+        arms["entities"][version] = served.filter(pl.col("version") == version)["entity"].n_unique()
     if end <= start:
         return arms
     frame = platform.outcomes.labelled(spec.model, start=start, end=end, as_of=situation.now)
@@ -29,7 +36,6 @@ def read_arms(situation: Situation, platform: Platform) -> dict[str, Any]:
     for version in (rollout.candidate, str(rollout.stable)):
         arm = frame.filter(pl.col("version") == version)
         arms["rows"][version] = arm.height
-        arms["entities"][version] = arm["entity"].n_unique()
         arms["losses"][version] = block_losses(spec.objective.metric, arm, block=spec.monitoring.block)
     return arms
 
@@ -39,8 +45,6 @@ def ab_verdict(situation: Situation, arms: dict[str, Any]) -> tuple[str, dict[st
     rollout, spec = situation.rollout, situation.spec
     assert rollout is not None
     candidate, stable = rollout.candidate, str(rollout.stable)
-    if not arms["losses"]:
-        return "undecided", {"n_blocks": 0}
     counts = arms["entities"]
     share = spec.rollout.ab_test.percent / 100
     ratio = sample_ratio_check(int(counts[candidate]), int(counts[stable]), share)
@@ -51,6 +55,8 @@ def ab_verdict(situation: Situation, arms: dict[str, Any]) -> tuple[str, dict[st
     }
     if not ratio.ok:
         return "sample_ratio_mismatch", details
+    if not arms["losses"]:
+        return "undecided", details | {"n_blocks": 0}
     common = sorted(set(arms["losses"][candidate]) & set(arms["losses"][stable]))
     test = ab_test(
         champion_losses=[arms["losses"][stable][b] for b in common],

@@ -131,12 +131,15 @@ def judge_backtest(situation: Situation, reading: dict[str, Any]) -> Move:
     }
     if change is not None:
         args["change_from"] = change.isoformat()
+    if situation.fit_from is not None:
+        args["start"] = situation.fit_from.isoformat()
     if situation.segment is not None:
         args["segment"] = situation.segment
     if situation.cause in NOTHING_WRONG:
         args["min_gain"] = spec.monitoring.min_gain
+    rows = "everything" if situation.fit_from is None else f"the rows from {situation.fit_from:%Y-%m-%d} on and"
     reason = (
-        f"fit the recipe on everything before {stretch.start:%Y-%m-%d} and compare it with version "
+        f"fit the recipe on {rows} before {stretch.start:%Y-%m-%d} and compare it with version "
         f"{situation.champion} on the labelled days up to {stretch.end:%Y-%m-%d}"
         + (f" in {situation.segment} and on the whole" if situation.segment is not None else "")
     )

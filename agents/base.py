@@ -53,6 +53,8 @@ class Situation(BaseModel):
     """The run serves a person's goal rather than an incident or the cadence."""
     fault_days: list[str] = []
     """Days that the open data fault covers (ISO dates)."""
+    fit_from: AwareDatetime | None = None
+    """Backtests and trainings read rows from then on only; None: as far back as the recipe reads."""
     change_from: AwareDatetime | None = None
     """About when the change began that the incident is about; None where the run serves no incident."""
     segment: str | None = None

@@ -273,8 +273,8 @@ def _ab_cleared(situation: Situation, reading: dict[str, Any], verdict: str, det
         facts={
             "ab_verdict": final,
             "ab_cleared": True,
-            # Without a single labelled day the ratio was not looked at.
-            "sample_ratio_ok": bool(reading["arms"]["losses"]),
+            # Where nobody was served by either arm there was no ratio to look at.
+            "sample_ratio_ok": any(reading["arms"]["entities"].values()),
             "ab_samples": min((int(n) for n in reading["arms"]["rows"].values()), default=0),
         },
         details=details,

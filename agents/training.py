@@ -73,6 +73,11 @@ def comparison_stretch(spec: ModelSpec, now: datetime, cuts: list[str | None]) -
     return Stretch(start=start, end=end)
 
 
+def shortest_training(recipe: RecipeTraining) -> timedelta:
+    """What a training needs at least: the holdout of its gates, and before it a day for each fold and one more."""
+    return recipe.holdout + (recipe.folds + 1) * timedelta(days=1)
+
+
 def _judge_training(situation: Situation, reading: dict[str, Any]) -> Move:
     spec = situation.spec
     if not isinstance(spec.training, RecipeTraining):
@@ -81,6 +86,8 @@ def _judge_training(situation: Situation, reading: dict[str, Any]) -> Move:
     if situation.champion is None:
         until = matured_until(situation.now, timedelta(0))
     start = until - spec.training.window if spec.training.window else None
+    if situation.fit_from is not None:
+        start = max(start, situation.fit_from) if start is not None else situation.fit_from
     args: dict[str, JsonValue] = {
         "recipe_sha256": recipe_sha256(spec),
         "start": start.isoformat() if start else None,
@@ -90,7 +97,12 @@ def _judge_training(situation: Situation, reading: dict[str, Any]) -> Move:
         "seed": spec.training.seed,
     }
     return proposal(
-        situation, "training", args, f"fit every candidate of the recipe on labelled rows before {until:%Y-%m-%d}"
+        situation,
+        "training",
+        args,
+        "fit every candidate of the recipe on labelled rows "
+        + (f"from {start:%Y-%m-%d} on and " if situation.fit_from is not None else "")
+        + f"before {until:%Y-%m-%d}",
     )
 
 

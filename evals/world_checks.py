@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from datetime import timedelta
 
+from agents.training import shortest_training
 from evals.scenario import WorldModel
 from orchestrator.context import minimum_rows
 from state.spec import ManagedServing, ModelSpec, RecipeTraining
@@ -16,11 +17,11 @@ _DAY = timedelta(days=1)
 
 
 def least_history(spec: ModelSpec) -> int:
-    """Days of rows that a training needs: the holdout of its gates, and a day for each fold and one before them."""
+    """Days of rows that a training needs."""
     recipe = spec.training
     if not isinstance(recipe, RecipeTraining):
         return 1
-    return math.ceil(recipe.holdout / _DAY) + recipe.folds + 1
+    return math.ceil(shortest_training(recipe) / _DAY)
 
 
 def world_problems(model: WorldModel, spec: ModelSpec) -> Iterator[tuple[tuple[str, ...], str]]:

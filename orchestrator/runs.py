@@ -11,6 +11,7 @@ from orchestrator.awaited import still_missing
 from orchestrator.change import begin_anew, gives_up_at, goals_kept, is_replaced, symptoms_passed
 from orchestrator.crew import Crew, observe, tell
 from orchestrator.goal_aims import goal_aim
+from orchestrator.narrow_fit import begin_narrower_fit
 from orchestrator.quiet import keep_quiet
 from orchestrator.segment_book import segment_regressed
 from state import log, store
@@ -180,7 +181,9 @@ def _world_aim(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incid
             lost = facts.get("paired_verdict") == "lose"
             return Aim(move="end", outcome="not_remediable" if lost else "inconclusive")
     if facts.get("gates_evaluated") and not facts.get("gates_cleared"):
-        return Aim(move="end", outcome="gates_failed")
+        if spec.outcomes == "affected" or not begin_narrower_fit(crew, conn, run, spec, incident):
+            return Aim(move="end", outcome="gates_failed")
+        return _seek_remedy(crew, conn, run, spec, incident)
     return reach("serving_better_model")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import cast
 
 from agents.base import Situation
@@ -64,6 +65,7 @@ def situation_of(crew: Crew, run: RunRow, spec: ModelSpec, step: ActionKind) -> 
         corrected_today=corrected,
         asked_by_person=run.subject_kind == "goal",
         fault_days=sorted(fault_days),
+        fit_from=datetime.fromisoformat(str(run.facts["fit_from"])) if "fit_from" in run.facts else None,
         change_from=change_of(spec, incident) if incident is not None else None,
         segment=segment_of(incident) if incident is not None else None,
     )

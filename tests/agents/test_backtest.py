@@ -19,6 +19,7 @@ from agents.backtest import (
     stretch_of,
 )
 from agents.base import Learned, Propose, Situation, Wait
+from agents.training import judge
 from evals.world.platform import example_spec
 from state.spec import ModelSpec
 
@@ -75,6 +76,29 @@ def test_an_incident_compares_on_what_is_newer_than_a_fit_that_has_learned(
     assert args["compare_until"] == (CHANGE + (days_after - 2) * DAY).isoformat()
     assert (datetime.fromisoformat(args["compare_until"]) - CHANGE) / DAY - fit_until == n_days
     assert args["change_from"] == CHANGE.isoformat()
+
+
+def test_a_narrower_fit_reads_the_rows_since_the_change_and_nothing_older() -> None:
+    now = CHANGE + 40 * DAY
+    narrow = situation(now).model_copy(update={"fit_from": CHANGE})
+    tested = judge_backtest(narrow, {"champion_cut": CUT, "quarantined": []})
+    trained = judge(narrow.model_copy(update={"step": "train_candidates"}), {"quarantined": []})
+
+    assert isinstance(tested, Propose)
+    assert isinstance(trained, Propose)
+    assert tested.proposal.args["start"] == trained.proposal.args["start"] == CHANGE.isoformat()
+    assert "from 2026-05-01 on" in tested.proposal.reason
+    assert "start" not in args_at(now)
+
+
+def test_a_recipe_with_a_shorter_window_keeps_it() -> None:
+    window = SPEC.training.model_copy(update={"window": 10 * DAY})
+    spec = SPEC.model_copy(update={"training": window})
+    narrow = situation(CHANGE + 40 * DAY, spec=spec).model_copy(update={"fit_from": CHANGE, "step": "train_candidates"})
+    trained = judge(narrow, {"quarantined": []})
+
+    assert isinstance(trained, Propose)
+    assert trained.proposal.args["start"] == (CHANGE + (38 - 10) * DAY).isoformat()
 
 
 def test_the_cadence_always_compares_on_the_whole_stretch_and_knows_no_change() -> None:

@@ -241,3 +241,18 @@ def test_a_sure_gain_on_the_cadence_starts_something_only_where_it_is_worth_a_ro
         assert {d.verdict for d in surely} == {"win" if n_incidents else "lose"}
         said = "the recipe wins" if n_incidents else "that is worth a rollout: the champion stays"
         assert all(said in d.summary for d in surely)
+
+
+def test_a_change_that_old_rows_outweigh_is_remedied_by_a_fit_on_the_new_ones(tmp_path: Path) -> None:
+    recipe = {**QUICK["training"], "window": None, "holdout": days(10)}
+    with staged(tmp_path, truth=TRUTH, **{**SPEC, "label_delay_days": 4, "training": recipe}) as stage:
+        turned(stage, 1.0)
+        stage.days(32)
+
+        fits = [row.args for row in stage.verified() if row.kind == "train_candidates"][1:]
+        assert [args["start"] is None for args in fits[:2]] == [True, False]
+        assert any("a gate is missed" in message.title for message in stage.messages())
+        # Its labels come after the horizon of its A/B test, which is no reason to take it back.
+        assert stage.champion() == "2"
+        assert [i.resolution for i in stage.incidents()] == ["recovered"]
+        stage.check_books()
