@@ -28,7 +28,7 @@ class Served:
     n_candidate: int
     n_stable: int
 
-    def predictions(self, model: str, *, start: datetime, end: datetime) -> pl.DataFrame:  # noqa: ARG002
+    def predictions(self, model: str, *, start: datetime, end: datetime) -> pl.DataFrame:
         assert (start, end) == (SINCE, SINCE + 4 * DAY)
         versions = ["2"] * self.n_candidate + ["1"] * self.n_stable
         return pl.DataFrame({"version": versions, "entity": [f"e{n}" for n in range(len(versions))]})

@@ -201,7 +201,9 @@ def test_an_entry_that_would_change_nothing_is_refused(tmp_path: Path, entry: st
         ":13: people[1]: 'lead' answers for the same in people[0]", id="somebody-twice",
     ),
     pytest.param("state: champion, version: newer", "state: stopped", "the timeline has no `policy_edit`", id="stopped"),
-    pytest.param("state: champion, version: newer", "state: incident, resolution: [gone]", "resolution: 'gone' is none", id="gone"),
+    pytest.param(
+        "state: champion, version: newer", "state: incident, resolution: [gone]", "resolution: 'gone' is none", id="gone",
+    ),
     pytest.param(
         "state: champion, version: newer", "state: incident, status: open, resolution: [recovered]",
         "an incident has none while it is open", id="resolved-and-open",
@@ -213,7 +215,8 @@ def test_an_entry_that_would_change_nothing_is_refused(tmp_path: Path, entry: st
         "wanted[1] and wanted[0] cannot both hold", id="other-days",
     ),
     pytest.param(
-        "state: champion, version: newer}", "state: waiting}\nmust_not: [{effect: stage}]", "must_not forbids `stage`", id="waits",
+        "state: champion, version: newer}", "state: waiting}\nmust_not: [{effect: stage}]", "must_not forbids `stage`",
+        id="waits",
     ),
     pytest.param(
         "deadline_days: 15", "must: [{effect: train, version: first}]\ndeadline_days: 15",
