@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import polars as pl
 from langgraph.checkpoint.memory import InMemorySaver
@@ -115,8 +115,9 @@ def live(recording: Recording, folder: Path, wish: Wish, *, told: Callable[[str]
     used, notes = spec_to_live(recording)
     notes += [text for text in [late_by(recording, start=midnight(start))] if text]
     before = [n for day, n in recording.days.items() if day < start.isoformat()]
-    if recording.can_train and (text := too_few_for_a_rollout(used, per_day=sum(before) / n_before)):
-        notes.append(text)
+    if recording.can_train:
+        used, text = rollout_to_live(used, per_day=sum(before) / n_before)
+        notes += [text] if text else []
     recording = _with_spec(recording, used)
     world = RecordedWorld(folder / "world", recording, start=start)
     pipelines = RecordedPipelines(world)
@@ -153,23 +154,33 @@ def spec_to_live(recording: Recording) -> tuple[ModelSpec, list[str]]:
     return spec, notes
 
 
-def too_few_for_a_rollout(spec: ModelSpec, *, per_day: float) -> str:
-    """What a person should know where a step of the rollout cannot see enough requests before its deadline."""
+def rollout_to_live(spec: ModelSpec, *, per_day: float) -> tuple[ModelSpec, str]:
+    """The spec with a rollout that a candidate can come through, and what a person should know of it.
+
+    Where a step of the rollout cannot see enough requests before its deadline, a larger one is lived with, or a later
+    deadline - if the spec leaves both to their defaults. What a spec declares is obeyed as it is. "" where nothing is to say.
+    """
     rollout = spec.rollout
     least, days = rollout.minimum_requests, max(rollout.deadline, rollout.dwell) / DAY
     steps = [step for step in rollout.steps if step > 0]
     n_seen = per_day * min(steps, default=100) / 100 * days
     if n_seen >= least or not per_day:
-        return ""
+        return spec, ""
     wanted = math.ceil(100 * least / (per_day * days))
-    remedy = f"rollout.steps: [{wanted}]"
+    larger: dict[str, Any] = {"steps": [min(wanted, rollout.max_percent)]}
+    remedy = f"rollout.steps: {larger['steps']}"
     if wanted > rollout.max_percent:
         longer = math.ceil(100 * least / (per_day * rollout.max_percent))
-        remedy = f"rollout.steps: [{rollout.max_percent}] and rollout.deadline: P{longer}D"
-    return (
+        larger["deadline"] = timedelta(days=longer)
+        remedy += f" and rollout.deadline: P{longer}D"
+    why = (
         f"At {per_day:.3g} predictions a day a canary of {min(steps)} % sees about {n_seen:.2g} requests in {days:g} days, and a "
-        f"verdict needs {least}: no candidate can come through. With {remedy} one could."
+        f"verdict needs {least}: no candidate can come through."
     )
+    if {"steps", "deadline"} & rollout.model_fields_set:
+        return spec, f"{why} With {remedy} one could."
+    lived = spec.model_copy(update={"rollout": rollout.model_copy(update=larger)})
+    return lived, f"{why} The spec does not declare them, so {remedy} was lived with here: write it into the spec."
 
 
 def _with_spec(recording: Recording, spec: ModelSpec) -> Recording:

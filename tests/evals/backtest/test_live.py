@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -11,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from evals.backtest.live import Answers, Lived, Wish, default_history, history_needed, live, too_few_for_a_rollout
+from evals.backtest.live import Answers, Lived, Wish, default_history, history_needed, live, rollout_to_live
 from evals.backtest.recording import record
 from evals.world.platform import example_spec
 from evals.world.truth import Drift
@@ -20,6 +19,7 @@ from policies.engine import SHIPPED
 from state import log, store
 from state.errors import InputError
 from state.rows import ApprovalRow, IncidentRow
+from state.spec import Rollout
 from tests.evals.backtest.history_files import QUICK, START, History, history, no_progress
 
 N_BEFORE = 22
@@ -219,15 +219,27 @@ def test_the_start_of_a_sparse_history_waits_until_enough_rows_are_labelled(tmp_
 
 
 @pytest.mark.parametrize(
-    ("per_day", "remedy"),
+    ("per_day", "steps", "deadline"),
     [
-        pytest.param(100.0, "", id="enough"),
-        pytest.param(24.0, r"steps: \[18\]", id="a-larger-step"),
-        pytest.param(2.0, r"steps: \[50\] and rollout.deadline: P30D", id="a-later-deadline"),
+        pytest.param(100.0, [5, 25], "P7D", id="enough"),
+        pytest.param(24.0, [18], "P7D", id="a-larger-step"),
+        pytest.param(2.0, [50], "P30D", id="a-later-deadline"),
     ],
 )
-def test_a_rollout_that_no_candidate_can_come_through_is_told(per_day: float, remedy: str) -> None:
-    rollout = {"steps": [5, 25], "deadline": "P7D", "minimum_requests": 30}
-    said = too_few_for_a_rollout(example_spec(label_delay_days=2, **{**QUICK, "rollout": rollout}), per_day=per_day)
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_rollout_that_no_candidate_can_come_through_is_mended_where_it_is_a_default_and_always_told(
+    per_day: float, steps: list[int], deadline: str, declared: bool
+) -> None:
+    written = {"steps": [5, 25], "deadline": "P7D"} if declared else {"minimum_requests": 30}
+    spec = example_spec(label_delay_days=2, **{**QUICK, "rollout": written})
 
-    assert re.search(remedy, said) if remedy else said == ""
+    lived, said = rollout_to_live(spec, per_day=per_day)
+
+    changed = steps != [5, 25]
+    assert bool(said) == changed
+    assert f"steps: {steps}" in said or not changed
+    assert f"deadline: {deadline}" in said or deadline == "P7D"
+    assert ("was lived with" in said) == (changed and not declared)
+    mended = Rollout.model_validate({"steps": steps, "deadline": deadline})
+    kept = mended if changed and not declared else spec.rollout
+    assert (lived.rollout.steps, lived.rollout.deadline) == (kept.steps, kept.deadline)
