@@ -45,6 +45,9 @@ WATCH_ONLY = RecipeTraining.model_validate(
 """Stands in the place of a training that is not carried out here; nothing is ever fitted by it."""
 NEVER = timedelta(days=36_500)
 APPROVER = "approver"
+SPARE = 2
+"""Times the requests of a verdict that a canary should expect: with just as many, every second one would miss them, and
+traffic has thinner weeks than its mean."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,7 +140,7 @@ def spec_to_live(recording: Recording) -> tuple[ModelSpec, list[str]]:
     """The spec that the loop reads: what a history by days cannot carry out is replaced, and each change is told."""
     spec, notes = recording.spec, []
     if spec.monitoring.block < DAY:
-        notes.append(f"Blocks of {spec.monitoring.block} are judged by whole days here.")
+        notes.append(f"Blocks of {spec.monitoring.block / timedelta(hours=1):g} hours are judged by whole days here.")
         spec = spec.model_copy(update={"monitoring": spec.monitoring.model_copy(update={"block": DAY})})
     if spec.outcomes == "affected":
         notes.append(
@@ -166,11 +169,11 @@ def rollout_to_live(spec: ModelSpec, *, per_day: float) -> tuple[ModelSpec, str]
     n_seen = per_day * min(steps, default=100) / 100 * days
     if n_seen >= least or not per_day:
         return spec, ""
-    wanted = math.ceil(100 * least / (per_day * days))
+    wanted = math.ceil(100 * SPARE * least / (per_day * days))
     larger: dict[str, Any] = {"steps": [min(wanted, rollout.max_percent)]}
     remedy = f"rollout.steps: {larger['steps']}"
     if wanted > rollout.max_percent:
-        longer = math.ceil(100 * least / (per_day * rollout.max_percent))
+        longer = math.ceil(100 * SPARE * least / (per_day * rollout.max_percent))
         larger["deadline"] = timedelta(days=longer)
         remedy += f" and rollout.deadline: P{longer}D"
     why = (

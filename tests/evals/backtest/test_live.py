@@ -222,8 +222,8 @@ def test_the_start_of_a_sparse_history_waits_until_enough_rows_are_labelled(tmp_
     ("per_day", "steps", "deadline"),
     [
         pytest.param(100.0, [5, 25], "P7D", id="enough"),
-        pytest.param(24.0, [18], "P7D", id="a-larger-step"),
-        pytest.param(2.0, [50], "P30D", id="a-later-deadline"),
+        pytest.param(24.0, [36], "P7D", id="a-larger-step"),
+        pytest.param(2.0, [50], "P60D", id="a-later-deadline"),
     ],
 )
 @pytest.mark.parametrize("declared", [False, True])
