@@ -42,7 +42,6 @@ class _Need:
 def contradictions(scenario: Scenario) -> Iterator[Problem]:
     """Everything wanted or asked for that the timeline, the truth, `must_not`, a budget or another part rules out, and
     every window without a day."""
-    yield from _late(scenario)
     names = [model.name for model in scenario.models]
     for index, wanted in enumerate(scenario.wanted):
         at, where = ("wanted", index), f"wanted[{index}]"
@@ -94,18 +93,6 @@ def _asked_twice(person: Person, earlier: Person) -> bool:
         return False
     # Somebody who stands first for some actions may stand behind for all the others.
     return not earlier.actions or bool(set(person.actions) & set(earlier.actions))
-
-
-def _late(scenario: Scenario) -> Iterator[Problem]:
-    """A deadline after the end. A fault that waits for a moment comes on its day at the soonest."""
-    first = min((entry.day for entry in scenario.timeline if not entry.harmless), default=0)
-    due = first + scenario.deadline_days
-    if due > scenario.days:
-        yield (
-            ("deadline_days",),
-            f"deadline_days is {scenario.deadline_days}: that is day {due}, and the scenario ends after "
-            f"{scenario.days} days; the first fault is on day {first}",
-        )
 
 
 def _unreachable(wanted: Wanted, scenario: Scenario, at: tuple[str | int, ...], where: str) -> Iterator[Problem]:

@@ -182,7 +182,7 @@ class Moment:
     happenings: Happenings
     faults: Faults
     began: dict[str, int]
-    refused: list[str]
+    amiss: list[str]
     n_restarts: int
     stuck_days: list[int]
 
@@ -190,7 +190,7 @@ class Moment:
     def of(cls, stage: Stage) -> Moment:
         scene = stage.scene
         found = cls(
-            happenings=stage.happenings, faults=scene.world.faults, began=scene.began, refused=scene.refused,
+            happenings=stage.happenings, faults=scene.world.faults, began=scene.began, amiss=scene.amiss,
             n_restarts=stage.n_restarts, stuck_days=stage.stuck_days,
         )  # fmt: skip
         return deepcopy(found)  # all at once: an end in `happenings` names its fault by the object
@@ -200,7 +200,7 @@ class Moment:
         kept, scene = deepcopy(self), stage.scene
         stage.happenings = kept.happenings
         scene.world.faults.add(*kept.faults.active)
-        scene.began, scene.refused = kept.began, kept.refused
+        scene.began, scene.amiss = kept.began, kept.amiss
         stage.n_restarts, stage.stuck_days = kept.n_restarts, kept.stuck_days
 
 

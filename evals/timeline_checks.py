@@ -155,19 +155,19 @@ def _feature_problems(
     entry: DataChange, scenario: Scenario, specs: Mapping[str, ModelSpec]
 ) -> Iterator[tuple[str, str]]:
     touched = _touched(entry, scenario)
-    if entry.inject not in OF_FEATURES:
-        for field in ("features", "table"):
-            if getattr(entry, field):
-                yield (
-                    field,
-                    f"`{entry.inject}` is about whole rows or labels; only {', '.join(OF_FEATURES)} take {field}",
-                )
-        return
     if entry.table is not None and entry.features:
         yield "features", "name the table or the features, not both"
     if entry.table is not None and not touched:
         whose = f"{entry.model} does not read" if entry.model is not None else "no model reads"
         yield "table", f"{whose} from {entry.table!r}; declare it under models[].tables"
+    if entry.inject not in OF_FEATURES:
+        # A table names models here, those that read it: all their rows or labels are hit.
+        if entry.features:
+            yield (
+                "features",
+                f"`{entry.inject}` is about whole rows or labels; only {', '.join(OF_FEATURES)} take features",
+            )
+        return
     types = {f.name: f.type for model in touched for f in specs[model.name].features}
     unknown = [name for name in entry.features if name not in types]
     for name in unknown:

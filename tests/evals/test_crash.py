@@ -19,7 +19,7 @@ from tests.evals.test_run import QUICK, scenario
 
 TINY = Scenario.model_validate({
     "id": "tiny", "title": "tiny", "family": "adversarial", "difficulty": "easy", "days": 1,
-    "models": [{"name": "churn", "rows_per_day": 60, "history_days": 12, "spec": QUICK}],
+    "models": [{"name": "churn", "rows_per_day": 120, "history_days": 20, "spec": QUICK}],
     "truth": {"cause": []}, "wanted": [{"state": "incident", "count": 0}], "deadline_days": 0, "twin": False,
 })  # fmt: skip
 
