@@ -44,6 +44,8 @@ class Symptoms:
     reference_loss: float | None = None
     confined: str | None = None
     """In figures: the segment inside which the loss has risen while it holds outside; None where it does not hold there."""
+    perhaps_confined: str | None = None
+    """In figures: the segment that may carry a rise of the loss, which is not proved."""
     drift_level: Literal["none", "warn", "major"] | None = None
     drifting_features: tuple[str, ...] = ()
     label_rate_shift: float | None = None
@@ -200,9 +202,14 @@ def _world(symptoms: Symptoms, ruled_out: dict[str, str]) -> Diagnosis | None:
         else "the loss detector alarmed"
     )
     won = f"the recipe fitted on newer rows beats the champion (z {symptoms.backtest_z or 0:.2f})"
-    if symptoms.loss_alarm or (symptoms.goal_missed is not None and symptoms.loss_risen):
+    of_all_rows = symptoms.goal_missed is not None and symptoms.loss_risen and symptoms.perhaps_confined is None
+    if symptoms.loss_alarm or of_all_rows:
         return _harmful(symptoms, ruled_out, loss, drift if major else None)
-    if symptoms.goal_missed is not None:
+    if symptoms.loss_risen and symptoms.perhaps_confined is not None:
+        ruled_out["concept_drift"] = (
+            f"the loss has risen {symptoms.perhaps_confined}: not proved, but no rise of all rows"
+        )
+    elif symptoms.goal_missed is not None:
         ruled_out["concept_drift"] = "the loss is within what the champion's reference tolerates"
     if symptoms.goal_missed is not None and major:
         return Diagnosis(

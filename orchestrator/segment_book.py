@@ -64,6 +64,12 @@ class SegmentBook:
         alarmed = {segment: known[segment] for segment, detector in self.detectors.items() if detector.alarm}
         return confined(known, blocks) or (None if whole else confined(alarmed, blocks, needed=ALARMED))
 
+    def perhaps_confined_since(self, spec: ModelSpec, since: str, bad: Set[str]) -> Confined | None:
+        """The segment that may carry a rise from block `since` on, which so few blocks do not prove: its loss is above what is
+        tolerated, and that of all other rows is not."""
+        blocks = {block: cells for block, cells in self.sound(spec, bad).items() if block >= since}
+        return confined(self.references or {}, blocks, needed=0.0, noise_se=0.0)
+
     def take(self, spec: ModelSpec, blocks: Losses, bad: Set[str]) -> None:
         """Feed newly matured blocks to the detectors, those with a day in `bad` left out."""
         self.recent |= blocks

@@ -46,20 +46,22 @@ def watch_segments(
 ) -> list[Signal]:
     """Feed newly matured `cells` (block -> segment -> `SegmentLoss.cells`) to the detectors; `alarms` and what they add.
 
-    An alarm of the whole gets the segment that it is confined to, if any, in its details. Else a segment whose detector
-    has alarmed is a signal of its own, once, and again where it has grown; but only where the rise is confined to it: one
-    that goes through all rows is for the detector of the whole to tell.
+    An alarm of the whole gets the segment that it is confined to, if any, in its details; so does a goal that is missed
+    because the loss has risen, or the segment that may carry it. Else a segment whose detector has alarmed is a signal of
+    its own, once, and again where it has grown; but only where the rise is confined to it: one that goes through all rows
+    is for the detector of the whole to tell.
     """
     book = read_segments(conn, spec, champion)
     book.take(spec, losses_of(cells), bad)
-    found = alarms
-    alarm = next((alarm for alarm in alarms if alarm.name == "loss_alarm"), None)
+    found, scoped = alarms, None
+    risen = [item for item in alarms if item.name == "loss_alarm" or item.details["loss"] > item.details["null"]]
+    alarm = next(iter(risen), None)
     if alarm is not None:
         scoped = _with_scope(spec, book, alarm, bad)
         found = [scoped if item is alarm else item for item in alarms]
-    else:
+    if scoped is None or (scoped.name == "goal_missed" and "segment" not in scoped.details):
         signal = _raise(spec, book, bad)
-        found = [*alarms, signal] if signal is not None else alarms
+        found = [*found, signal] if signal is not None else found
     save_segments(conn, spec.model, champion, book, fence)
     return found
 
@@ -75,7 +77,9 @@ def _with_scope(spec: ModelSpec, book: SegmentBook, signal: Signal, bad: Set[str
     one = next((one for one in found if one is not None), None)
     risen = _risen(spec, book, one.segment, bad) if one is not None else None
     if one is None or risen is None:
-        return signal
+        perhaps = book.perhaps_confined_since(spec, window, bad) if signal.name == "goal_missed" else None
+        more = {"perhaps": in_words(spec, book, perhaps)} if perhaps is not None else {}
+        return signal.model_copy(update={"details": {**signal.details, **more}})
     _remember(book, risen, confined=True)
     text = in_words(spec, book, one)
     details = {**signal.details, **_details(risen), "confined": text}

@@ -60,6 +60,7 @@ def symptoms_of(
         by_rank=spec.objective.metric == "roc_auc",
         skew=newest["skew"]["text"] if "skew" in newest else None,
         confined=loss.get("confined"),
+        perhaps_confined=goal.get("perhaps") if goal is not None else None,
         calibration=newest["calibration_lost"]["text"] if "calibration_lost" in newest else None,
         loss=loss.get("loss"),
         reference_loss=loss.get("reference"),

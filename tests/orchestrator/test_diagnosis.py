@@ -62,6 +62,12 @@ MAJOR: dict[str, Any] = {"drift_level": "major", "drifting_features": ("spend", 
         pytest.param({**MISSED, **RISEN}, "concept_drift", "0.3100 against 0.2400", id="a-goal-and-a-higher-loss"),
         pytest.param({**MISSED, **MAJOR}, "covariate_shift_harmful", "misses the goal", id="a-goal-and-drift"),
         pytest.param({**MISSED, **RISEN, **MAJOR}, "covariate_shift_harmful", "0.3100", id="a-goal-a-loss-and-drift"),
+        pytest.param(
+            {**MISSED, **RISEN, "perhaps_confined": "only in plan=b"},
+            "insufficient_evidence",
+            "misses the goal",
+            id="a-goal-and-a-loss-that-one-segment-may-carry",
+        ),
         pytest.param({**OFF}, "prior_shift", "are off", id="probabilities-off"),
         pytest.param({**OFF, **LOSS, "by_rank": True}, "concept_drift", "are off", id="probabilities-and-ranking-off"),
         pytest.param(
@@ -88,6 +94,9 @@ def test_a_cause_needs_its_evidence(measured: dict[str, Any], cause: str, becaus
         pytest.param({**LOSS, "label_rate_shift": -5.0}, "no major drift", id="prior-shift"),
         pytest.param({}, "no hard finding", id="insufficient"),
         pytest.param({**MISSED, **RISEN}, "has not alarmed", id="a-goal-missed-before-any-alarm"),
+        pytest.param(
+            {**MISSED, **RISEN, "perhaps_confined": "only in plan=b"}, "only in plan=b", id="perhaps-a-segment"
+        ),
         pytest.param({**MISSED, **MAJOR}, "reference tolerates", id="a-goal-missed-by-a-champion-as-good-as-ever"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.segment_book import SegmentBook, segments_row
+from orchestrator.segment_watch import watch_segments
 from orchestrator.signals import Signal
 from orchestrator.triage import take_in
 from state.rows import DetectorRow, DiagnosisRow, IncidentRow, SignalRow
@@ -229,25 +230,29 @@ def test_healthy_weeks_raise_nothing_and_one_row_holds_all_segments(quick: Quick
         assert SegmentBook.from_state(stored) == book(stage)
 
 
+def watched(stage: Stage, z: float, *, outside: float = 0.2) -> tuple[SegmentBook, Losses]:
+    """The book of a healthy segment, and three later blocks in which its loss is so much higher than that of the rest."""
+    rng = np.random.default_rng(0)
+    usual = {
+        f"2026-01-{1 + day:02d}": {
+            "plan=a": SegmentLoss(loss=0.2 + inside, n=50, outside=0.2 + rng.normal(0.0, 0.01))
+        }
+        for day in range(25) for inside in [rng.normal(0.0, 0.01)]
+    }  # fmt: skip
+    book = SegmentBook()
+    book.watch(stage.spec, references(usual, tolerance=0.02))
+    known = (book.references or {})["plan=a"]
+    risen = outside + known.contrast + z * known.contrast_sd * (1 / 3 + 1 / known.inside.n) ** 0.5
+    return book, {
+        f"2026-02-0{day}": {"plan=a": SegmentLoss(loss=risen, n=50, outside=outside)} for day in (1, 2, 3)
+    }  # fmt: skip
+
+
 def test_an_alarm_inside_a_segment_is_no_evidence_about_a_rise_of_the_whole(quick: Quick) -> None:
     """Over few blocks chance raises a segment by a little more than the rest: that counts only where nothing else rose."""
     with quick() as stage:
-        rng = np.random.default_rng(0)
-        usual = {
-            f"2026-01-{1 + day:02d}": {
-                "plan=a": SegmentLoss(loss=0.2 + rise, n=50, outside=0.2 + rng.normal(0.0, 0.01))
-            }
-            for day in range(25) for rise in [rng.normal(0.0, 0.01)]
-        }  # fmt: skip
-        book = SegmentBook()
-        book.watch(stage.spec, references(usual, tolerance=0.02))
-        known = (book.references or {})["plan=a"]
-        z_of_three = 3.4 * known.contrast_sd * (1 / 3 + 1 / known.inside.n) ** 0.5
-        risen = 0.2 + known.contrast + z_of_three
-        recent = {
-            f"2026-02-0{day}": {"plan=a": SegmentLoss(loss=risen, n=50, outside=0.2)} for day in (1, 2, 3)
-        }  # fmt: skip
-        book.recent = recent
+        book, recent = watched(stage, 3.4)
+        book.recent = dict(recent)
         assert book.confined_since(stage.spec, "2026-02-01", set()) is None, "no detector has alarmed"
         book.detectors["plan=a"].false_alarm_blocks = 1.0
         book.take(stage.spec, recent, set())
@@ -258,6 +263,28 @@ def test_an_alarm_inside_a_segment_is_no_evidence_about_a_rise_of_the_whole(quic
         assert (one.segment, one.n_blocks) == ("plan=a", 3)
         assert 2.8 < one.z < 4.0
         assert book.confined_since(stage.spec, "2026-02-01", set(), whole=True) is None
+
+
+@pytest.mark.parametrize(
+    ("z", "outside", "told"),
+    [
+        pytest.param(9.0, 0.2, {"segment", "confined"}, id="proved"),
+        pytest.param(3.4, 0.2, {"perhaps"}, id="not-proved"),
+        pytest.param(3.4, 0.22, set(), id="the-other-rows-are-worse-too"),
+    ],
+)
+def test_a_missed_goal_says_which_segment_carries_or_may_carry_the_rise(
+    quick: Quick, z: float, outside: float, told: set[str]
+) -> None:
+    missed = Signal(name="goal_missed", text="missed", details={"goal_id": "g", "loss": 0.3, "null": 0.25})
+    with quick() as stage:
+        book, blocks = watched(stage, z, outside=outside)
+        stage.put(DetectorRow(id=segments_row("churn", "1"), model="churn", state=book.state()))
+        cells = {name: {segment: loss.cells() for segment, loss in cell.items()} for name, cell in blocks.items()}
+        with stage.crew.db.transaction() as conn:
+            (signal,) = watch_segments(conn, stage.spec, "1", cells, [missed], bad=set(), fence=None)  # type: ignore[arg-type]
+
+        assert {"segment", "confined", "perhaps"} & set(signal.details) == told
 
 
 def test_a_rise_that_seemed_confined_and_is_everywhere_by_now_is_of_the_whole(quick: Quick) -> None:

@@ -256,19 +256,26 @@ class Confined:
     """Of the rise inside beyond the rise outside, against the reference's blocks."""
 
 
-def confined(references: Mapping[str, SegmentReference], blocks: Losses, *, needed: float = CERTAIN) -> Confined | None:
+def confined(
+    references: Mapping[str, SegmentReference], blocks: Losses, *, needed: float = CERTAIN, noise_se: float = 2.0
+) -> Confined | None:  # fmt: skip
     """The segment that a rise of the loss over `blocks` is confined to; None where there is none.
 
     Inside, the loss is above what is tolerated and has risen by more than outside, by a z of `needed`; outside,
-    it is within what is tolerated and the noise of so few blocks. Of overlapping segments the clearest.
+    it is within what is tolerated and the noise of so few blocks, `noise_se` standard errors. Of overlapping segments the
+    clearest.
     """
     found = [
-        one for segment, known in references.items() if (one := _confined(segment, known, blocks, needed)) is not None
+        one
+        for segment, known in references.items()
+        if (one := _confined(segment, known, blocks, needed, noise_se)) is not None
     ]
     return max(found, key=lambda one: one.z, default=None)
 
 
-def _confined(segment: str, known: SegmentReference, blocks: Losses, needed: float) -> Confined | None:
+def _confined(
+    segment: str, known: SegmentReference, blocks: Losses, needed: float, noise_se: float
+) -> Confined | None:  # fmt: skip
     pairs = [
         (cell.loss, cell.outside, math.sqrt(min(1.0, cell.n / known.n_usual)))
         for cells in blocks.values()
@@ -280,7 +287,7 @@ def _confined(segment: str, known: SegmentReference, blocks: Losses, needed: flo
     n = len(pairs)
     rise = float((weights * (inside - outside - known.contrast)).mean())
     z = rise / (known.contrast_sd * math.sqrt(1 / n + 1 / known.inside.n))
-    holds = float(outside.mean()) <= known.outside.null + 2 * known.outside.sd / math.sqrt(n)
+    holds = float(outside.mean()) <= known.outside.null + noise_se * known.outside.sd / math.sqrt(n)
     if z < needed or not holds or float(inside.mean()) <= known.inside.null:
         return None
     return Confined(segment=segment, n_blocks=n, loss=float(inside.mean()), outside=float(outside.mean()), z=z)
