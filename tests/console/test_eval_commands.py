@@ -14,7 +14,7 @@ family: limits
 difficulty: easy
 seeds: [1]
 days: 1
-models: [{name: churn, rows_per_day: 60, history_days: 12}]
+models: [{name: churn, rows_per_day: 60, history_days: 20}]
 truth: {cause: []}
 wanted: [{state: incident, count: WANTED}]
 deadline_days: 0
@@ -33,12 +33,13 @@ def test_a_new_scenario_passes_its_check_and_is_not_overwritten(steady: Steady) 
 
 
 def test_a_failed_run_says_so_in_every_form_and_is_worse_than_one_that_passed(steady: Steady) -> None:
-    Path("tiny.yaml").write_text(TINY.replace("WANTED", "3"))
+    newer = TINY.replace("{state: incident, count: WANTED}", "{state: champion, version: newer}")
+    Path("tiny.yaml").write_text(newer)
 
     run = steady("eval", "run", "tiny.yaml", "--jobs", "1", "--json", "--html", "page.html")
 
     assert run.code == 1
-    assert "1 of 1  failed  tiny seed 1  wanted: incident count=3" in run.err
+    assert "1 of 1  failed  tiny seed 1  wanted: champion version=newer" in run.err
     document = json.loads(run.out)
     verdict = document["scenarios"][0]
     assert (verdict["id"], verdict["passed"], verdict["pass_ratio"]) == ("tiny", False, 0.0)
