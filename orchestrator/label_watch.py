@@ -31,6 +31,8 @@ ROWS_PER_BLOCK = 4_000
 """Rows of a block that the dependence on features is measured on."""
 COMPARED = 14
 """Good blocks before a change that its rows are compared with."""
+TOLD_SLOPE = 3.0
+"""A slope that is off by more is noise: the scores hardly differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,12 +217,13 @@ def _note_calibration(conn: Connection, case: _Case, change: Change, fence: Fenc
 def _calibration_lost(case: _Case, change: Change) -> Signal:
     """Probabilities are off while the objective holds."""
     size = _off_by(case, change)
-    expected = case.reference.mean
+    more = "more" if change.rate > 0 else "fewer"
     text = (
-        f"probabilities are off while {case.spec.objective.metric} holds: from the block of {change.since} on labels are "
-        f"of class 1 in {expected + change.rate:.1%} of rows where the scores say {expected:.1%}, and rise by "
-        f"{1 + change.slope:.2f} where they rise by 1"
+        f"probabilities are off while {case.spec.objective.metric} holds: from the block of {change.since} on labels of "
+        f"class 1 come in {abs(change.rate):.1%} of rows {more} than the scores say"
     )
+    if abs(change.slope) <= TOLD_SLOPE:
+        text += f", and rise by {1 + change.slope:.2f} where the scores rise by 1"
     return Signal(
         name="calibration_lost", text=text, size=size, floor=1.0, onset=change.since,
         details={"rate": change.rate, "slope": change.slope},
