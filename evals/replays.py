@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import date, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -24,12 +24,11 @@ _SIMULATED = ("label_delay_days", "n_entities", "signal", "intercept", "day_sd",
 
 def with_whole_paths(scenario: Scenario, folder: Path) -> Scenario:
     """The scenario with the specs of its replays as absolute paths; `folder` is that of its file."""
-    models = []
-    for model in scenario.models:
-        replay = model.replay
-        if replay is not None:
-            replay = replay.model_copy(update={"spec": str((folder / replay.spec).resolve())})
-        models.append(model.model_copy(update={"replay": replay}) if replay is not None else model)
+    models = list(scenario.models)
+    for index, model in enumerate(models):
+        if model.replay is not None:
+            replay = model.replay.model_copy(update={"spec": str((folder / model.replay.spec).resolve())})
+            models[index] = model.model_copy(update={"replay": replay})
     return scenario.model_copy(update={"models": models})
 
 
@@ -64,7 +63,8 @@ def replay_problems(model: WorldModel, index: int, scenario: Scenario) -> Iterat
         yield (*at, "replay", "spec"), f"{where}.replay.spec: {exc}"
         return
     first, last, end = min(days), max(days), replay.first_day + timedelta(days=scenario.days - 1)
-    if not _days_before(days, replay.first_day, model.history_days):
+    began = replay.first_day - timedelta(days=model.history_days)
+    if not any(began <= day < replay.first_day for day in days):
         text = f"the recording begins on {first} and holds no day of the {model.history_days} before it"
         yield (*at, "replay", "first_day"), f"{where}.replay.first_day is {replay.first_day}: {text}"
     if end > last:
@@ -75,7 +75,3 @@ def replay_problems(model: WorldModel, index: int, scenario: Scenario) -> Iterat
         if isinstance(entry, DataChange) and entry.inject in OF_THE_TRUTH and touched:
             text = f"`{entry.inject}` needs simulated rows: what recorded ones would have become is not known"
             yield ("timeline", number, "inject"), f"timeline[{number}].inject: {text}"
-
-
-def _days_before(days: Mapping[date, object], day: date, n_days: int) -> list[date]:
-    return [known for known in days if day - timedelta(days=n_days) <= known < day]

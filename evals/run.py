@@ -147,15 +147,13 @@ def run_all(
 def _played(jobs: Sequence[Job], pool: Executor, folder: Path) -> Iterator[tuple[int, RunResult]]:
     """Shared twins first: a run is graded against its own and begins where it leaves it, and none is played twice."""
     shared = longest((job.scenario, job.seed) for job in jobs)
+    keys = [twin_key(job.scenario, job.seed) for job in jobs]
     branches: dict[str, set[int]] = {}
-    for job in jobs:
-        branches.setdefault(twin_key(job.scenario, job.seed), set()).add(branch_day(job.scenario))
-    playing = {
-        key: pool.submit(_try_twin, *run, folder / key, branches[key]) for key, run in shared.items()
-    }  # fmt: skip
+    for key, job in zip(keys, jobs, strict=True):
+        branches.setdefault(key, set()).add(branch_day(job.scenario))
+    playing = {key: pool.submit(_try_twin, *run, folder / key, branches[key]) for key, run in shared.items()}
     waiting: dict[Future[RunResult], int] = {}
-    for index, job in enumerate(jobs):
-        key = twin_key(job.scenario, job.seed)
+    for index, (key, job) in enumerate(zip(keys, jobs, strict=True)):
         twin = playing[key].result() if key in playing else None
         bookmark = place(folder / key, branch_day(job.scenario)) if twin is not None else None
         ready = replace(

@@ -20,7 +20,7 @@ from evals.loading import spec_of
 from evals.playbook import SETUP_APPROVER, answer_as_people
 from evals.scenario import Scenario, WorldModel
 from evals.scene import Scene, SteppedClock, policy_folder
-from evals.world.faults import Faults, Killed
+from evals.world.faults import Fault, Killed
 from evals.world.platform import build
 from evals.world.replayed import Replayed
 from evals.world.truth import Truth
@@ -47,6 +47,7 @@ from tools.language import LanguageModel
 
 FIRST_WORKER = "worker-1"
 SET_UP = -1
+"""Before the first live day: the models are not there yet."""
 MAX_TICKS = 400
 """Ticks in which one day has to become quiet."""
 
@@ -59,7 +60,7 @@ class Stage:
     happenings: Happenings
     graph: Graph
     first_day: int = SET_UP
-    """Live day that comes next; `SET_UP`: the models are not there yet."""
+    """Live day that comes next, or `SET_UP`."""
     forget_threads: bool = False
     """Delete every LangGraph row before every tick."""
     n_restarts: int = 0
@@ -180,7 +181,8 @@ class Moment:
     """What a run that is under way knows beside its world and its state: which faults began, and which are in force."""
 
     happenings: Happenings
-    faults: Faults
+    faults: list[Fault]
+    """Those in force."""
     began: dict[str, int]
     amiss: list[str]
     n_restarts: int
@@ -190,7 +192,7 @@ class Moment:
     def of(cls, stage: Stage) -> Moment:
         scene = stage.scene
         found = cls(
-            happenings=stage.happenings, faults=scene.world.faults, began=scene.began, amiss=scene.amiss,
+            happenings=stage.happenings, faults=scene.world.faults.active, began=scene.began, amiss=scene.amiss,
             n_restarts=stage.n_restarts, stuck_days=stage.stuck_days,
         )  # fmt: skip
         return deepcopy(found)  # all at once: an end in `happenings` names its fault by the object
@@ -199,7 +201,7 @@ class Moment:
         """Put a copy of everything in its place."""
         kept, scene = deepcopy(self), stage.scene
         stage.happenings = kept.happenings
-        scene.world.faults.add(*kept.faults.active)
+        scene.world.faults.add(*kept.faults)
         scene.began, scene.amiss = kept.began, kept.amiss
         stage.n_restarts, stage.stuck_days = kept.n_restarts, kept.stuck_days
 

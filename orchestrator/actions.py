@@ -162,7 +162,7 @@ _TRAINING = (
         kind="backtest_recipe", agent="training", group="reversible",
         does="find out whether the recipe, fitted anew, beats the champion on newer rows",
         parameters=("recipe_sha256", "champion", "fit_until", "compare_from", "compare_until", "as_of", "excluded_days",
-                    "start", "change_from"),
+                    "start", "change_from", "segment", "min_gain"),
         needs=frozenset({"data_validated"}),
         makes=frozenset({"remedy_known", "training_justified"}),
         minutes=15, compute_minutes=15,

@@ -84,7 +84,7 @@ OF_A_VERSION = frozenset({"loss_alarm", "segment_alarm", "goal_missed", "challen
 
 def is_replaced(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> bool:
     """Whether all that an incident is about was said of a champion that serves no more: another version took its place."""
-    signals = _signals(conn, spec, incident)
+    signals = signals_of(conn, spec, incident)
     before = incident.body.get("champion")
     return before not in (None, champion_version(conn, spec.model)) and all(row.name in OF_A_VERSION for row in signals)
 
@@ -92,7 +92,7 @@ def is_replaced(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> boo
 def goals_kept(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> bool | None:
     """Whether the goals that an incident says are missed are kept by the present champion; None while it has too few
     labelled blocks to tell."""
-    missed = [row for row in _signals(conn, spec, incident) if row.name == "goal_missed"]
+    missed = [row for row in signals_of(conn, spec, incident) if row.name == "goal_missed"]
     if not missed:
         return True
     version = champion_version(conn, spec.model)
@@ -105,8 +105,11 @@ def goals_kept(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> bool
     return all(row is not None and bool(row.state["kept"]) for row in promises)
 
 
-def _signals(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> list[SignalRow]:
-    return [row for row in store.select(conn, SignalRow, model=spec.model) if row.incident_id == incident.id]
+def signals_of(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> list[SignalRow]:
+    """The signals of an incident, oldest first."""
+    return [
+        row for row in store.select(conn, SignalRow, model=spec.model, order="at") if row.incident_id == incident.id
+    ]
 
 
 def symptoms_passed(crew: Crew, conn: Connection, spec: ModelSpec, incident: IncidentRow, run: RunRow) -> bool:
@@ -119,7 +122,7 @@ def symptoms_passed(crew: Crew, conn: Connection, spec: ModelSpec, incident: Inc
     if any(action.subject_id == incident.id for action in ledger.open_actions(conn, spec.model)):
         return False
     since = datetime.fromisoformat(str(run.body.get("unhealthy_at", incident.opened_at.isoformat())))
-    signals = _signals(conn, spec, incident)
+    signals = signals_of(conn, spec, incident)
     bad = unjudged_days(crew, conn, spec)
     losses = _losses_since(conn, spec, since, bad)
     # The whole may be within what is tolerated while a segment is not.

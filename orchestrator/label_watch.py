@@ -16,7 +16,7 @@ from orchestrator.runs import loss_alarm
 from orchestrator.segment_book import read_segments
 from orchestrator.segment_watch import in_words, segment_since
 from orchestrator.signals import OF_THE_LOSS, WINDOW_BLOCKS, Signal, block_begins
-from orchestrator.symptoms import signals_of
+from orchestrator.symptoms import present_signals
 from state import store
 from state.rows import DetectorRow, EvidenceRow, IncidentRow
 from state.spec import ModelSpec
@@ -105,7 +105,7 @@ def _alarm_before(conn: Connection, case: _Case) -> Signal | None:
     """The newest alarm of this champion's loss, where an open incident is about a change of the world because of it."""
     for incident in store.select(conn, IncidentRow, model=case.spec.model, status="open"):
         alarms = [
-            row for row in signals_of(conn, case.spec, incident) if row.name in ("loss_alarm", "segment_alarm")
+            row for row in present_signals(conn, case.spec, incident) if row.name in ("loss_alarm", "segment_alarm")
         ]  # fmt: skip
         seen = store.get(conn, EvidenceRow, alarms[-1].evidence_ids[-1]) if alarms else None
         if seen is not None and incident.cause not in BROKEN:

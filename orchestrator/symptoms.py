@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from agents.monitoring import sentence
+from orchestrator.change import signals_of
 from orchestrator.context import champion_of
 from orchestrator.crew import Crew
 from orchestrator.diagnosis import Symptoms
@@ -36,7 +37,7 @@ def symptoms_of(
     baking = [r for r in store.select(conn, RolloutRow, model=spec.model, status="running") if r.phase == "bake"]
     details = signal.details
     findings = tuple(sentence(f) for f in details.get("findings", []))
-    earlier = signals_of(conn, spec, incident) if incident is not None else []
+    earlier = present_signals(conn, spec, incident) if incident is not None else []
     told: list[tuple[str, dict[str, Any]]] = [
         *((row.name, dict(row.body)) for row in earlier if row.name in WEIGHED),
         (signal.name, {**details, "text": signal.text}),
@@ -78,11 +79,10 @@ def _has_alarmed(conn: Connection, model: str, champion: str | None) -> bool:
     return row is not None and EDetector.from_state(row.state).alarm
 
 
-def signals_of(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> list[SignalRow]:
+def present_signals(conn: Connection, spec: ModelSpec, incident: IncidentRow) -> list[SignalRow]:
     """The signals of an incident since the present champion serves, oldest first."""
     champion = store.get(conn, DetectorRow, f"{spec.model}/champion")
     if champion is None:
         return []
     since = datetime.fromisoformat(str(champion.state["since"]))
-    rows = store.select(conn, SignalRow, model=spec.model, order="at")
-    return [row for row in rows if row.incident_id == incident.id and row.at > since]
+    return [row for row in signals_of(conn, spec, incident) if row.at > since]

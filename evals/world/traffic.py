@@ -18,6 +18,7 @@ from evals.world.truth import Day, Floats
 BASE_LATENCY_MS = 4.0
 P_FLOOR = 1e-6
 FULL = 20.0
+"""Times as long as alone that an answer of a full server takes at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from state.spec import LOWER_IS_BETTER, Metric
 from tools.drift.longrun import long_run_error
 
 Floats: TypeAlias = npt.NDArray[np.float64]
+T = TypeVar("T", int, pl.Series, pl.Expr)
 
 RATES = (0.25, 0.5, 1.0, 2.0)
 """Rates of the mixture: each is quickest to find a loss of as many block standard deviations."""
@@ -74,27 +75,29 @@ def block_of(times: pl.Series, block: timedelta) -> pl.Series:
             return pl.repeat(name, len(times), eager=True)  # the rows of a look, as a rule: writing a time is slow
     if length == 86_400_000_000:
         return times.dt.strftime("%Y-%m-%d")
-    micros = times.dt.epoch("us")
-    start = (micros - _MONDAY_US) // length * length + _MONDAY_US
+    start = _start_us(times.dt.epoch("us"), length)
     whole_days = length % 86_400_000_000 == 0
     return pl.from_epoch(start, time_unit="us").dt.strftime("%Y-%m-%d" if whole_days else "%Y-%m-%dT%H:%M:%S")
+
+
+def _start_us(micros: T, length: int) -> T:
+    """Start of the block of each time, both in microseconds since 1970."""
+    return (micros - _MONDAY_US) // length * length + _MONDAY_US
 
 
 def due_at(block: timedelta, delay: timedelta) -> pl.Expr:
     """When the block of each `event_time` is first judged: labels have had their delay since the midnight that ends it."""
     day = 86_400_000_000
     length = block // timedelta(microseconds=1)
-    start = (pl.col("event_time").dt.epoch("us") - _MONDAY_US) // length * length + _MONDAY_US
-    midnight = -(-(start + length) // day) * day
+    end = _start_us(pl.col("event_time").dt.epoch("us"), length) + length
+    midnight = -(-end // day) * day
     return pl.from_epoch(midnight, time_unit="us").dt.replace_time_zone("UTC") + delay
 
 
 def block_at(time: datetime, block: timedelta) -> str:
     """`block_of` for one UTC time."""
     length = block // timedelta(microseconds=1)
-    start = _EPOCH + timedelta(
-        microseconds=((time - _EPOCH) // timedelta(microseconds=1) - _MONDAY_US) // length * length + _MONDAY_US
-    )
+    start = _EPOCH + timedelta(microseconds=_start_us((time - _EPOCH) // timedelta(microseconds=1), length))
     return start.strftime("%Y-%m-%d" if length % 86_400_000_000 == 0 else "%Y-%m-%dT%H:%M:%S")
 
 
