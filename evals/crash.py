@@ -1,4 +1,4 @@
-"""Crash mode: a scenario played again with the control plane killed around each of its effects has to end the same."""
+"""Crash mode: a scenario played again, killed around each effect and at each state of the ledger, has to end the same."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from evals.book import deeds, repeated
 from evals.bookmark import leave, place
+from evals.ledger_watch import LedgerWatch
 from evals.run import RunResult, harness_error, worker_pool
 from evals.scenario import Scenario
 from evals.scene import POLICY_COPY, Scene
@@ -31,15 +32,19 @@ _NEVER = 10**9
 class Crash:
     """What is done to the control plane in one more run of a scenario."""
 
-    kind: Literal["none", "before", "after", "forget"]
-    """`before` and `after`: killed around the nth effect; `forget`: all rows of LangGraph go before every tick."""
+    kind: Literal["none", "before", "after", "once", "forget"]
+    """`before` and `after`: killed around the nth effect; `once`: killed when the nth state of an action was committed;
+    `forget`: all rows of LangGraph go before every tick."""
     nth: int = 0
-    method: str = ""
+    what: str = ""
+    """The effect, or the action and its state."""
 
     def __str__(self) -> str:
         if self.kind == "forget":
             return "with every LangGraph row deleted before every tick"
-        return f"killed {self.kind} effect {self.nth} ({self.method})"
+        if self.kind == "once":
+            return f"killed once {self.what} was committed (state {self.nth} of the ledger)"
+        return f"killed {self.kind} effect {self.nth} ({self.what})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,8 @@ class Played:
     ending: Ending
     methods: tuple[str, ...]
     """The calls that change the world, in order."""
+    states: tuple[str, ...] = ()
+    """The states of actions as they were committed, `acting` left out: a kill after that is one before the effect."""
     mornings: tuple[Morning, ...] = ()
     """Of the live days after the first, where bookmarks of them were left."""
     error: str = ""
@@ -60,7 +67,13 @@ class Morning:
     day: int
     n_effects: int
     """Calls that had changed the world by then."""
+    n_states: int
+    """States of actions that had been committed."""
     moment: Moment
+
+    def passed(self, crash: Crash) -> int:
+        """How many of the moments that the crash counts were over by then."""
+        return self.n_states if crash.kind == "once" else self.n_effects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +83,7 @@ class CrashReport:
     id: str
     seed: int
     n_effects: int
+    n_states: int
     n_runs: int
     """Crashed runs; the one without a crash that they are compared with is not among them."""
     problems: tuple[str, ...]
@@ -133,7 +147,10 @@ def crash_scenario(scenario: Scenario, seed: int, pool: Executor, told: Callable
     with tempfile.TemporaryDirectory(prefix="steady-calm-") as folder:
         calm = pool.submit(play, scenario, seed, Crash(kind="none"), bookmarks=Path(folder)).result()
         crashes = list(_crashes(calm))
-        told(f"{scenario.id}: {len(calm.methods)} effects in peace, {len(crashes)} runs with a crash follow")
+        told(
+            f"{scenario.id}: {len(calm.methods)} effects and {len(calm.states)} states of actions in peace, "
+            f"{len(crashes)} runs with a crash follow"
+        )
         playing = {
             pool.submit(play, scenario, seed, crash, since=_since(calm, crash)): nth
             for nth, crash in enumerate(crashes)
@@ -149,6 +166,7 @@ def crash_scenario(scenario: Scenario, seed: int, pool: Executor, told: Callable
         id=scenario.id,
         seed=seed,
         n_effects=len(calm.methods),
+        n_states=len(calm.states),
         n_runs=len(crashes),
         problems=tuple(problem for problem in problems if problem),
     )
@@ -156,7 +174,7 @@ def crash_scenario(scenario: Scenario, seed: int, pool: Executor, told: Callable
 
 def _since(calm: Played, crash: Crash) -> Morning | None:
     """The morning of the day on which the crash comes; None where the run has to begin at the beginning."""
-    before = [morning for morning in calm.mornings if morning.n_effects < crash.nth]
+    before = [morning for morning in calm.mornings if morning.passed(crash) < crash.nth]
     return before[-1] if before else None
 
 
@@ -174,7 +192,7 @@ def play(
             if since is None:
                 return _play(set_stage(scenario, seed=seed, folder=run), crash, bookmarks=bookmarks)
             stage = set_stage_at(since.bookmark, scenario, since.day, seed=seed, folder=run, moment=since.moment)
-            return _play(stage, replace(crash, nth=crash.nth - since.n_effects))
+            return _play(stage, replace(crash, nth=crash.nth - since.passed(crash)))
     except (Exception, Killed) as exc:  # noqa: BLE001  # told with its moment, and the crash fails by it
         return Played(ending={}, methods=(), error=harness_error(exc))
 
@@ -188,26 +206,30 @@ def _play(stage: Stage, crash: Crash, *, bookmarks: Path | None = None) -> Playe
     elif crash.kind == "after":
         faults.active.insert(0, _Kill(method="*", kind="crash_after", nth=crash.nth, effects_only=True, world=faults))
     stage.forget_threads = crash.kind == "forget"
+    ledger = LedgerWatch.of(stage.scene.crew.db, nth=crash.nth if crash.kind == "once" else 0)
+    stage.ledger = ledger if crash.kind in ("none", "once") else None
     mornings: list[Morning] = []
     for day in stage.play():
         last = day + 1 == stage.scene.scenario.days or (stage.scene.folder / POLICY_COPY).exists()
         if bookmarks is not None and not last:
-            mornings.append(_morning(stage, day + 1, listener, bookmarks))
-    if crash.kind in ("before", "after") and stage.n_restarts == n_before:
+            mornings.append(_morning(stage, day + 1, listener, len(ledger.heard), bookmarks))
+    if crash.kind in ("before", "after", "once") and stage.n_restarts == n_before:
         return Played(ending={}, methods=(), error="the kill never came")
-    played = Played(ending=ending(stage), methods=tuple(listener.heard), mornings=tuple(mornings))
+    played = Played(
+        ending=ending(stage), methods=tuple(listener.heard), states=tuple(ledger.heard), mornings=tuple(mornings)
+    )  # fmt: skip
     stage.scene.crew.db.close()
     return played
 
 
-def _morning(stage: Stage, day: int, listener: _Listener, folder: Path) -> Morning:
+def _morning(stage: Stage, day: int, listener: _Listener, n_states: int, folder: Path) -> Morning:
     bookmark = place(folder, day)
     leave(stage.scene, bookmark)
     faults = stage.scene.world.faults.active
     faults.remove(listener)
     moment = Moment.of(stage)
     faults.append(listener)
-    return Morning(bookmark=bookmark, day=day, n_effects=len(listener.heard), moment=moment)
+    return Morning(bookmark=bookmark, day=day, n_effects=len(listener.heard), n_states=n_states, moment=moment)
 
 
 def ending(stage: Stage) -> Ending:
@@ -246,8 +268,10 @@ def _sorted(rows: Iterable[Iterable[object]]) -> JsonValue:
 
 def _crashes(calm: Played) -> Iterator[Crash]:
     for nth, method in enumerate(calm.methods, start=1):
-        yield Crash(kind="before", nth=nth, method=method)
-        yield Crash(kind="after", nth=nth, method=method)
+        yield Crash(kind="before", nth=nth, what=method)
+        yield Crash(kind="after", nth=nth, what=method)
+    for nth, state in enumerate(calm.states, start=1):
+        yield Crash(kind="once", nth=nth, what=state)
     if calm.methods:
         yield Crash(kind="forget")
 

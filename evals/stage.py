@@ -16,6 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from evals.bookmark import leave, take_up
 from evals.happenings import Happenings
 from evals.injections import AnyInjection
+from evals.ledger_watch import LedgerWatch
 from evals.loading import spec_of
 from evals.playbook import SETUP_APPROVER, answer_as_people
 from evals.scenario import Scenario, WorldModel
@@ -63,6 +64,8 @@ class Stage:
     """Live day that comes next, or `SET_UP`."""
     forget_threads: bool = False
     """Delete every LangGraph row before every tick."""
+    ledger: LedgerWatch | None = None
+    """What watches the commits of the ticks; None: nothing does."""
     n_restarts: int = 0
     bookmarks: dict[int, Path] = field(default_factory=dict)
     """Live day -> new folder for the state before its morning."""
@@ -138,7 +141,8 @@ class Stage:
                 rival = make_crew(scene.folder, scene.world, scene.clock, scene.said, draws=draws, owner="worker-2")
                 tick(rival, build_graph(InMemorySaver()), spec)
                 rival.db.close()
-            return tick(scene.crew, self.graph, spec).outcome in ("progressed", "busy")
+            crew = scene.crew if self.ledger is None else self.ledger.watched(scene.crew)
+            return tick(crew, self.graph, spec).outcome in ("progressed", "busy")
         except Killed:
             self.restart()
             return True

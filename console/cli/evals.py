@@ -84,7 +84,7 @@ def run(
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = os.cpu_count() or 1,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
     crash: Annotated[
-        bool, typer.Option("--crash", help="First seed only, and again with a kill around each effect; slow.")
+        bool, typer.Option("--crash", help="First seed only, and again with a kill at each effect and ledger state; slow.")
     ] = False,
     mlflow: Annotated[
         str | None, typer.Option(help="Log one MLflow run a scenario: a tracking URI, or a folder for an own store.")

@@ -34,15 +34,20 @@ def calm() -> Played:
     return play(scenario(), 1, Crash(kind="none"))
 
 
-def test_every_effect_is_killed_before_and_after_and_a_sound_crew_ends_the_same() -> None:
+def test_every_effect_and_every_state_of_an_action_is_killed_and_a_sound_crew_ends_the_same() -> None:
     said: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         report = crash_scenario(TINY, 1, pool, said.append)
 
     assert report.n_effects >= 1
-    assert report.n_runs == 2 * report.n_effects + 1
+    assert report.n_states >= 2
+    assert report.n_runs == 2 * report.n_effects + report.n_states + 1
     assert report.problems == ()
-    assert said[0] == f"tiny: {report.n_effects} effects in peace, {report.n_runs} runs with a crash follow"
+    assert said[0] == (
+        f"tiny: {report.n_effects} effects and {report.n_states} states of actions in peace, "
+        f"{report.n_runs} runs with a crash follow"
+    )  # fmt: skip
+    assert any("killed once train_candidates of churn verified was committed" in line for line in said)
     assert said[1].startswith(f"tiny: crash 1 of {report.n_runs}, killed before effect 1 (")
     assert said[-1] == (
         f"tiny: crash {report.n_runs} of {report.n_runs}, with every LangGraph row deleted before every tick, "
@@ -53,6 +58,7 @@ def test_every_effect_is_killed_before_and_after_and_a_sound_crew_ends_the_same(
 @pytest.mark.parametrize("harm", [
     pytest.param(Crash(kind="before", nth=4), id="before-an-effect-of-the-first-champion"),
     pytest.param(Crash(kind="after", nth=4), id="after-it"),
+    pytest.param(Crash(kind="once", nth=3), id="once-an-intent-is-committed"),
     pytest.param(Crash(kind="forget"), id="rows-of-the-graph-lost-between-any-two-ticks"),
 ])  # fmt: skip
 def test_days_after_a_kill_end_as_days_without_one(calm: Played, harm: Crash) -> None:
@@ -71,7 +77,7 @@ def test_what_a_kill_changes_of_the_end_is_named_with_the_effect_and_the_moment(
 
     restart = Stage.restart
     monkeypatch.setattr(Stage, "restart", forgetful)
-    monkeypatch.setattr(crash, "_crashes", lambda calm: iter([Crash(kind="after", nth=1, method=calm.methods[0])]))
+    monkeypatch.setattr(crash, "_crashes", lambda calm: iter([Crash(kind="after", nth=1, what=calm.methods[0])]))
     with ThreadPoolExecutor(1) as pool:
         report = crash_scenario(TINY, 1, pool, lambda line: None)
 
@@ -83,6 +89,7 @@ def test_what_a_kill_changes_of_the_end_is_named_with_the_effect_and_the_moment(
 
 def test_a_kill_that_never_comes_is_a_problem_and_no_pass() -> None:
     assert play(TINY, 1, Crash(kind="before", nth=999)).error == "the kill never came"
+    assert play(TINY, 1, Crash(kind="once", nth=999)).error == "the kill never came"
 
 
 def test_a_run_goes_on_from_any_morning_of_the_run_in_peace_with_the_faults_in_force_then(tmp_path: Path) -> None:
@@ -99,6 +106,7 @@ def test_a_run_goes_on_from_any_morning_of_the_run_in_peace_with_the_faults_in_f
     for morning in (calm.mornings[0], began, calm.mornings[-1]):
         assert play(turned, 1, Crash(kind="none"), since=morning).ending == calm.ending
     assert calm.mornings[-1].n_effects > calm.mornings[0].n_effects
+    assert calm.mornings[-1].n_states > calm.mornings[0].n_states
 
 
 def test_missing_and_added_rows_are_told_apart() -> None:
@@ -110,18 +118,27 @@ def test_missing_and_added_rows_are_told_apart() -> None:
 
 
 def test_a_difference_fails_the_scenario_under_its_gate_and_stands_in_the_document() -> None:
-    report = CrashReport(id="tiny", seed=1, n_effects=4, n_runs=9, problems=("killed after effect 2 (x): y",))
+    report = CrashReport(
+        id="tiny", seed=1, n_effects=4, n_states=8, n_runs=17, problems=("killed after effect 2 (x): y",)
+    )
 
     failed = crash._graded(result(gates={"cause": True}), [report])
     other = crash._graded(result(id="other"), [report])
 
     assert failed.gates == {"cause": True, "crash": False}
     assert failed.passed is False
-    assert failed.why["crash"] == "1 of 9 crashed runs ended otherwise; killed after effect 2 (x): y"
+    assert failed.why["crash"] == "1 of 17 crashed runs ended otherwise; killed after effect 2 (x): y"
     assert other == result(id="other")
     document = as_json(verdicts([failed]), crashes=[report])
     assert document["crash"] == [
-        {"id": "tiny", "seed": 1, "n_effects": 4, "n_runs": 9, "problems": ("killed after effect 2 (x): y",)}
+        {
+            "id": "tiny",
+            "seed": 1,
+            "n_effects": 4,
+            "n_states": 8,
+            "n_runs": 17,
+            "problems": ("killed after effect 2 (x): y",),
+        }
     ]
 
 
