@@ -6,19 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import sqlalchemy as sa
-
 from evals.world.faults import Killed
 from orchestrator.crew import Crew
-from state.database import Database
-from state.tables import actions
-
-_NEWEST = sa.select(sa.func.max(actions.c.log_index))
-_SINCE = (
-    sa.select(actions.c.kind, actions.c.model, actions.c.state, actions.c.log_index)
-    .where(actions.c.log_index > sa.bindparam("seen"))
-    .order_by(actions.c.log_index)
-)
+from state import log
+from state.decisions import ActionChanged, ActionDecided
+from state.store import Connection, Database
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,7 +20,8 @@ class LedgerWatch:
     `acting` is left out: a kill after it is the kill before the effect.
     """
 
-    seen: int
+    since: int
+    """First record of the decision log that was not looked at."""
     nth: int = 0
     """The state, counted from 1, after whose commit the control plane is killed; 0: none."""
     heard: list[str] = field(default_factory=list)
@@ -37,7 +30,7 @@ class LedgerWatch:
     def of(cls, db: Database, *, nth: int = 0) -> LedgerWatch:
         """Watch what comes after what is in the ledger now."""
         with db.snapshot() as conn:
-            return cls(seen=conn.execute(_NEWEST).scalar() or 0, nth=nth)
+            return cls(since=log.size(conn), nth=nth)
 
     def watched(self, crew: Crew) -> Crew:
         """The same control plane, its commits watched."""
@@ -46,14 +39,22 @@ class LedgerWatch:
     def committed(self, db: Database) -> None:
         """Take in what the newest commit changed."""
         with db.snapshot() as conn:
-            changed = conn.execute(_SINCE, {"seen": self.seen}).all()
-        for kind, model, state, log_index in changed:
-            self.seen = log_index
-            if state == "acting":
-                continue
-            self.heard.append(f"{kind} of {model} {state}")
+            entries = log.read(conn, since_index=self.since)
+        self.since += len(entries)
+        changed: dict[str, str] = {}
+        """Key of an action -> its newest state: a commit that takes one through two states is one moment."""
+        for entry in entries:
+            match entry.decision:
+                case ActionDecided(verdict="allow", action_key=str(key), action=kind, model=model):
+                    changed[key] = f"{kind} of {model} intended"
+                case ActionChanged(action_key=key, action=kind, model=model, state=state) if state != "acting":
+                    changed[key] = f"{kind} of {model} {state}"
+                case _:
+                    pass
+        for said in changed.values():
+            self.heard.append(said)
             if len(self.heard) == self.nth:
-                raise Killed(f"once {self.heard[-1]} was committed")
+                raise Killed(f"once {said} was committed")
 
 
 class _Watched(Database):
@@ -63,12 +64,12 @@ class _Watched(Database):
         self._db, self._watch = db, watch
 
     @contextmanager
-    def snapshot(self) -> Iterator[sa.Connection]:
+    def snapshot(self) -> Iterator[Connection]:
         with self._db.snapshot() as conn:
             yield conn
 
     @contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
+    def transaction(self) -> Iterator[Connection]:
         with self._db.transaction() as conn:
             yield conn
         self._watch.committed(self._db)
