@@ -16,7 +16,8 @@ from pydantic import JsonValue
 from evals.book import deeds, repeated
 from evals.bookmark import leave, place
 from evals.ledger_watch import LedgerWatch
-from evals.run import RunResult, harness_error, worker_pool
+from evals.pool import worker_pool
+from evals.run import RunResult, harness_error
 from evals.scenario import Scenario
 from evals.scene import POLICY_COPY, Scene
 from evals.stage import Moment, Stage, set_stage, set_stage_at

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import gc
-import logging
-import multiprocessing
-import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-from threadpoolctl import threadpool_limits
 
 from evals.book import deeds
 from evals.bookmark import branch_day, place
 from evals.graders import Gate, first_fault, first_held, grade
 from evals.language import Source, Trial
 from evals.oracle import oracle_harm
+from evals.pool import worker_pool
 from evals.scenario import Escalation, Family, IncidentIs, PersonKnows, Scenario
 from evals.scene import Scene
 from evals.stage import Stage, set_stage, set_stage_at
@@ -89,23 +84,6 @@ class Job:
     """Where that twin left the state from which this run goes on; None: it begins at the beginning."""
     source: Source | None = None
     """Answers for a scenario that needs a language model."""
-
-
-def worker_pool(n_jobs: int) -> ProcessPoolExecutor:
-    """Processes for runs. A forked child would inherit the locks of threads that it lacks: polars then waits for ever."""
-    # Read when polars is imported, so before a worker begins. On small frames a second thread cost a run 9 % of its time.
-    os.environ["POLARS_MAX_THREADS"] = "1"
-    return ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
-
-
-def _begin_worker() -> None:
-    # What a crew logs about its simulated platform is no news of the evaluation, and drowned the progress.
-    logging.getLogger("steadyhand").addHandler(logging.NullHandler())
-    # Imported modules are no garbage, and looking for cycles every 700 objects cost a run 7 % of its time.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-    # Each worker has a core; on small matrices a second thread mostly spins.
-    threadpool_limits(1)
 
 
 def harness_error(exc: BaseException) -> str:

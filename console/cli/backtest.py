@@ -10,6 +10,7 @@ import typer
 
 from console.cli.options import Home, Json, settings_of
 from console.cli.output import err, out, print_json
+from console.interrupts import ended_by_signals
 from state.errors import InputError
 
 QUIET_SECONDS, EVERY_SECONDS = 2.0, 2.0
@@ -54,7 +55,8 @@ def _run(request: Any, *, html: Path | None, json: bool) -> None:
     from console.backtest_page import write_page
     from console.backtest_text import render
 
-    result = run(request, progress=_Progress())
+    with ended_by_signals():
+        result = run(request, progress=_Progress())
     if html is not None:
         write_page(result, html)
     if json:

@@ -12,6 +12,7 @@ import typer
 
 from console.cli.options import Home, Json, settings_of
 from console.cli.output import err, out, print_json, table
+from console.interrupts import ended_by_signals
 from console.workspace import open_workspace
 from state.errors import InputError
 from tools.datastore import replace_bytes
@@ -84,7 +85,8 @@ def run(
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = os.cpu_count() or 1,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
     crash: Annotated[
-        bool, typer.Option("--crash", help="First seed only, and again with a kill at each effect and ledger state; slow.")
+        bool,
+        typer.Option("--crash", help="First seed only, and again with a kill at each effect and ledger state; slow."),
     ] = False,
     mlflow: Annotated[
         str | None, typer.Option(help="Log one MLflow run a scenario: a tracking URI, or a folder for an own store.")
@@ -100,7 +102,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Run scenarios with their healthy twins and grade them; exit code 1 where any fails."""
-    from evals.crash import check_crashes
+    from evals.crash import CrashReport, check_crashes
     from evals.language import Prices, usage, write_cassette
     from evals.loading import SCENARIOS, load_all
     from evals.report import as_json, verdicts, write_page
@@ -128,11 +130,14 @@ def run(
         from tools.eval_tracking import open_store  # imports MLflow
 
         store = open_store(mlflow)
-    results = run_all(scenarios, seeds=1 if crash else seeds, n_jobs=jobs, told=_tell, source=source)
+    crashes: list[CrashReport] = []
+    with ended_by_signals():
+        results = run_all(scenarios, seeds=1 if crash else seeds, n_jobs=jobs, told=_tell, source=source)
+        if crash:
+            results, crashes = check_crashes(scenarios, results, n_jobs=jobs, told=_say)
     if record is not None:
         err.print(f"wrote {write_cassette(record, results)} answers to {record}", markup=False, soft_wrap=True)
     asked = usage(results, Prices(input_usd=price_in, output_usd=price_out)) if source is not None else None
-    results, crashes = check_crashes(scenarios, results, n_jobs=jobs, told=_say) if crash else (results, [])
     found = verdicts(results)
     if html is not None:
         write_page(found, html, crashes=crashes)
