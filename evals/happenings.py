@@ -9,6 +9,7 @@ from evals.injections import (
     AnyInjection,
     ClockStep,
     DataChange,
+    ExportFault,
     Forgery,
     GoOn,
     Misroute,
@@ -46,6 +47,7 @@ class Happenings:
         self._coming = list(timeline)
         self._faults: list[tuple[int, Fault]] = []
         self._misroutes: list[tuple[int, str]] = []
+        self._exports: list[tuple[int, ExportFault]] = []
         self._stops: list[tuple[int, Stop]] = []
 
     def morning(self, scene: Scene, day: int) -> None:
@@ -57,6 +59,9 @@ class Happenings:
         for until, model in [entry for entry in self._misroutes if entry[0] == day]:
             scene.world.misroute(model, None)
             self._misroutes.remove((until, model))
+        for until, export in [entry for entry in self._exports if entry[0] == day]:
+            _spoil_exports(scene, export, 0.0)
+            self._exports.remove((until, export))
         for until, stop in [entry for entry in self._stops if entry[0] == day]:
             _command(scene, stop, stopped=False)
             self._stops.remove((until, stop))
@@ -68,7 +73,12 @@ class Happenings:
     def never_happened(self, scene: Scene) -> list[str]:
         """Entries whose moment did not come, and those that found nothing to happen to."""
         waiting = [f"{entry.inject} waited for {entry.when} from day {entry.day} on" for entry in self._coming]
-        return waiting + scene.amiss
+        unseen = [
+            f"export of day {began}: no training ended while it held"
+            for began in [scene.began.get("export")]
+            if began is not None and not any(run.export_refused for run in scene.world.state.runs.values())
+        ]
+        return [*waiting, *unseen, *scene.amiss]
 
     def _begin(self, scene: Scene, entry: AnyInjection) -> None:
         match entry:
@@ -84,6 +94,10 @@ class Happenings:
                 scene.world.faults.add(fault)
                 if entry.until_day is not None:
                     self._faults.append((entry.until_day, fault))
+            case ExportFault():
+                _spoil_exports(scene, entry, entry.difference)
+                if entry.until_day is not None:
+                    self._exports.append((entry.until_day, entry))
             case Misroute():
                 model = _one_model(scene, entry)
                 scene.world.misroute(model, _by_version(scene, model, entry.weights))
@@ -164,6 +178,11 @@ def _edit_policy(scene: Scene, entry: PolicyEdit) -> None:
     (copy / entry.file).write_text(entry.text)
     if isinstance(scene.crew.policy, CurrentPolicy):
         scene.crew.policy.directory = copy
+
+
+def _spoil_exports(scene: Scene, entry: ExportFault, difference: float) -> None:
+    for model in [entry.model] if entry.model is not None else scene.models:
+        scene.world.model(model).export_difference = difference
 
 
 def _one_model(scene: Scene, entry: AnyInjection) -> str:

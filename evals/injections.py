@@ -139,6 +139,16 @@ class PlatformFault(Injection):
     until_day: Days | None = None
 
 
+class ExportFault(Injection):
+    """Every ONNX export of the pipeline service answers otherwise than the model that was fitted, until `until_day`:
+    trainings find it by comparing the two, and fail. What a team releases by hand is not exported there."""
+
+    inject: Literal["export"]
+    difference: Annotated[float, Field(gt=0, le=1e6)] = 0.2
+    """Largest difference of a probability; of numbers, in units of their spread."""
+    until_day: Days | None = None
+
+
 class RouteEdit(Injection):
     """Somebody edits the weights by hand."""
 
@@ -214,7 +224,7 @@ class Forgery(Injection):
 
 
 AnyInjection: TypeAlias = Annotated[
-    DataChange | Release | ServerChange | PlatformFault | RouteEdit | Misroute | ProxyRestart | Wish | Stop | GoOn | PolicyEdit
-    | ClockStep | SecondWorker | Forgery,
+    DataChange | Release | ServerChange | PlatformFault | ExportFault | RouteEdit | Misroute | ProxyRestart | Wish | Stop | GoOn
+    | PolicyEdit | ClockStep | SecondWorker | Forgery,
     Field(discriminator="inject"),
 ]  # fmt: skip

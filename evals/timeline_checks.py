@@ -15,6 +15,7 @@ from evals.injections import (
     TYPES,
     AnyInjection,
     DataChange,
+    ExportFault,
     Misroute,
     PlatformFault,
     PolicyEdit,
@@ -33,6 +34,7 @@ from policies.lint import SCHEMA_FILE
 from state.errors import InputError
 from state.goals import Goal
 from state.spec import ModelSpec
+from tools.parity import PARITY_TOLERANCE
 
 _PORTS = ("pipelines", "registry", "servers", "mesh", "metrics", "data", "outcomes", "features", "notifier")
 _ONE_MODEL = ("release", "server", "edit_route", "misroute")
@@ -120,6 +122,11 @@ def _entry_problems(
                 yield "version", "nothing is said to be wrong with it, and nothing was that it could recover from"
         case PlatformFault():
             yield from _platform_problems(entry)
+        case ExportFault() if entry.difference <= PARITY_TOLERANCE:
+            yield (
+                "difference",
+                f"{entry.difference:g} is within the {PARITY_TOLERANCE:g} that every export may differ by",
+            )
         case RouteEdit() | Misroute():
             if sum(entry.weights.values()) != 100:
                 yield "weights", f"they sum to {sum(entry.weights.values())}, not to 100"

@@ -16,6 +16,7 @@ from state.contract import Encoder
 from state.errors import ToolRejected
 from tools.estimators import FittedModel
 from tools.onnx_session import INPUT, OPSET, open_session, score_session
+from tools.parity import refuse_difference
 from tools.training_rows import Rows, Values
 
 Matrix = npt.NDArray[np.float32]
@@ -23,8 +24,6 @@ Floats = npt.NDArray[np.float64]
 
 PROBABILITIES = "probabilities"
 VALUE = "value"
-PARITY_TOLERANCE = 1e-4
-"""Largest admissible difference of a probability; for numbers, in units of their spread."""
 PARITY_ROWS = 2_000
 MISSING_RATIO = 0.15
 
@@ -84,9 +83,7 @@ def check_parity(model: FittedModel, exported: bytes, rows: Rows, *, seed: int) 
         ToolRejected: the exported model answers differently; it must not be packaged.
     """
     error = parity_error(model, exported, rows, seed=seed)
-    if not error <= PARITY_TOLERANCE:
-        name = type(model.estimator).__name__
-        raise ToolRejected(f"the ONNX export of {name} differs by {error:.3g}, more than {PARITY_TOLERANCE:g}")
+    refuse_difference(error, estimator=type(model.estimator).__name__)
     return error
 
 

@@ -25,6 +25,7 @@ from state.errors import InputError, ToolRejected
 from state.spec import Bound, ModelSpec, RecipeTraining
 from tools.drift.performance import metric_value
 from tools.evaluation import paired_segments
+from tools.parity import PARITY_TOLERANCE, refuse_difference
 from tools.pipelines.parameters import complete_parameters
 from tools.ports import PipelineRequest, PipelineRun
 
@@ -92,6 +93,7 @@ class WorldPipelines:
         if not cross_validated:
             raise ToolRejected(f"{run.model}: too few labelled days before the holdout from {cut:%Y-%m-%d}")
         fitted = models.fit(spec, rows)
+        parity = self._parity(run, recipe.candidates[0].estimator)
         lineage = _lineage(key, rows)
         package = self.world.folder / "packages" / key
         write_package(package, spec=spec, model=models.encode(fitted), rows=rows, lineage=lineage)
@@ -115,8 +117,15 @@ class WorldPipelines:
             "holdout_rows": newer.height,
             "reference_blocks": [{"block": name, **asdict(b)} for name, b in losses.items()],
             "importance": cast(JsonValue, fitted.importance()),
-            "onnx_parity_error": 0.0,
+            "onnx_parity_error": parity,
         }
+
+    def _parity(self, run: Run, estimator: str) -> float:
+        """By how much the export differs from the fitted model, where that is little enough to serve."""
+        difference = self.world.model(run.model).export_difference
+        run.export_refused = difference > PARITY_TOLERANCE
+        refuse_difference(difference, estimator=estimator)
+        return difference
 
     def _backtest(self, run: Run) -> dict[str, JsonValue]:
         spec = _spec(run)

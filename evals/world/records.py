@@ -35,6 +35,8 @@ class Run:
     status: Literal["running", "succeeded", "failed"] = "running"
     polls_left: int = 1
     will_fail: bool = False
+    export_refused: bool = False
+    """Its export differed, so that nothing was packaged."""
     shuffled: bool = False
     """Trained on shuffled labels: a model that learned nothing."""
     lost: bool = False
@@ -171,6 +173,8 @@ class ModelState:
     recorded: list[Recorded] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
     quarantine_keys: list[str] = field(default_factory=list)
+    export_difference: float = 0.0
+    """By how much an exported model answers otherwise than the fitted one, for trainings of the pipeline service."""
     views: list[ViewRelease] = field(default_factory=lambda: [ViewRelease(revision="1")])
     """Releases of the feature view, oldest first; the last one is stored."""
 

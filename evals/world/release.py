@@ -21,7 +21,7 @@ def train_by_hand(
     world: World, model: str, *, end: datetime, start: datetime | None = None, shuffled: bool = False
 ) -> str:  # fmt: skip
     """Train on labelled rows before `end`, from `start` on or as the recipe has it, and register; return the version. Faults
-    of the platform do not hit it.
+    of the platform do not hit it, and its export is the team's own.
 
     Raises:
         ToolUnavailable: the rows allow no training.
@@ -34,6 +34,8 @@ def train_by_hand(
         parameters["start"] = start.isoformat()
     key = SETUP + digest([model, parameters, shuffled])
     in_force, world.faults.active = world.faults.active, []
+    state = world.model(model)
+    difference, state.export_difference = state.export_difference, 0.0
     try:
         pipelines = WorldPipelines(world)
         pipelines.submit(PipelineRequest(pipeline="train", model=model, parameters=parameters), key=key)
@@ -44,4 +46,4 @@ def train_by_hand(
         registry = WorldRegistry(world)
         return registry.register(model=model, mlflow_run_id=str(run.outputs["mlflow_run_id"]), tags={}, key=key).version
     finally:
-        world.faults.active = in_force
+        world.faults.active, state.export_difference = in_force, difference

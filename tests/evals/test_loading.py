@@ -174,6 +174,7 @@ _FAULT = "inject: concept, magnitude: 0.6"
         id="effects-of-a-look",
     ),
     pytest.param("inject: platform, method: '*', kind: outage, polls: 4", "polls: only `slow` waits", id="polls"),
+    pytest.param("inject: export, difference: 0.00001", "difference: 1e-05 is within the 0.0001", id="export-within"),
     pytest.param("inject: server, version: champion", "version: nothing is said to be wrong with it", id="sound-server"),
     pytest.param("inject: unhalt", "inject: the kill switch was not thrown before", id="unhalt"),
     pytest.param("inject: policy_edit, file: other.cedarschema, text: ''", "nothing reads 'other.cedarschema'", id="schema"),

@@ -90,6 +90,13 @@ def test_a_fault_waits_for_its_moment_and_one_that_never_came_fails_the_run() ->
     assert "waited for canary" in result.why["happened"]
 
 
+def test_an_export_that_no_training_made_says_nothing() -> None:
+    result = run_job(Job(scenario=scenario(timeline=[{"day": 1, "inject": "export", "for_days": 2}]), seed=1))
+
+    assert result.gates["happened"] is False
+    assert result.why["happened"] == "export of day 1: no training ended while it held"
+
+
 def test_a_fault_that_waits_for_the_canary_begins_on_the_morning_after_it_and_lasts_its_days() -> None:
     turned = {"day": 2, "inject": "concept", "magnitude": 0.8}
     silent = {"inject": "platform", "method": "metrics.sample", "kind": "no_data", "times": None, "for_days": 2}

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from evals.world.faults import Fault, Killed
 from evals.world.platform import build, example_spec, serve_first_version
+from evals.world.release import train_by_hand
 from evals.world.truth import Truth
 from evals.world.world import World
 from state.errors import ToolRejected, ToolUnavailable
@@ -50,6 +51,23 @@ def submit(platform: Platform, world: World, key: str) -> None:
 
 def shifts(world: World) -> int:
     return sum(effect.method == "mesh.set_weights" for effect in world.effects)
+
+
+def test_an_export_that_differs_fails_its_training_and_tracks_no_model(world: World, platform: Platform) -> None:
+    world.model("churn").export_difference = 0.2
+    submit(platform, world, "differs")
+    run = platform.pipelines.find("differs")
+    assert run is not None
+    assert (run.status, run.outputs) == ("failed", {})
+    assert "the ONNX export of logistic_regression differs by 0.2, more than 0.0001" in run.error
+    with pytest.raises(ToolRejected):
+        platform.registry.register(model="churn", mlflow_run_id="run-differs", tags={}, key="r")
+
+    assert train_by_hand(world, "churn", end=world.clock.now()) == "2", "a team exports its own model"
+    world.model("churn").export_difference = 0.0
+    submit(platform, world, "sound")
+    sound = platform.pipelines.find("sound")
+    assert sound is not None and sound.outputs["onnx_parity_error"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,10 @@ from tests.tools.training_support import (
 )
 from tools.estimators import FittedModel, fit_model
 from tools.fits import few_threads
-from tools.onnx_export import PARITY_TOLERANCE, check_parity, export_onnx, floor_float32, parity_error
+from tools.onnx_export import check_parity, export_onnx, floor_float32, parity_error
 from tools.onnx_session import open_session, score_session
 from tools.packaging import PackageScorer, check_package, write_package
+from tools.parity import PARITY_TOLERANCE
 from tools.training_rows import Rows
 
 Fitted = tuple[FittedModel, Rows]
