@@ -10,11 +10,13 @@ from pydantic import JsonValue
 
 from agents import data_validation, feature_engineering, monitoring, traffic, training
 from orchestrator.actions import CATALOGUE
+from orchestrator.anew import ask_anew, may_ask_anew
 from orchestrator.crew import Crew, agent_uid, tell
 from orchestrator.effects import apply_verified
 from orchestrator.gate import ask_again
 from orchestrator.runs import end_run
 from state import ledger, store
+from state.canonical import digest
 from state.decisions import ActionChanged
 from state.errors import RetryableError, StaleRevision, TerminalError
 from state.ledger import CommittedIntent
@@ -75,6 +77,8 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
             _mark(crew, conn, run, intent, "verified", outcome, fence)
             apply_verified(crew, conn, run, intent, outcome, fence=fence)
             run.body.pop("failures", None)
+            if run.body.get("failing") == intent.kind:
+                del run.body["failing"]
         elif outcome.status == "unknown":
             _call_a_person(crew, conn, run, intent, outcome.message)
         else:
@@ -85,17 +89,40 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
 
 
 def _note_failure(crew: Crew, conn: Connection, run: RunRow, kind: ActionKind, message: str, fence: Fence) -> None:
-    """A recorded failure raises the attempt; after three in a row the same remedy is not tried again."""
+    """A recorded failure raises the attempt; after three in a row a person is told, and it is not tried again unchanged.
+
+    A model that could not be made has changed nothing, and what hinders it may be mended: its incident stays open and asks
+    anew after each cadence, with one attempt.
+    """
     failures = int(str(run.body.get("failures", 0))) + 1
+    spec = crew.platform.specs[run.model]
     run.body["failures"], run.body["pinned"] = failures, {}
     crew.say(CATALOGUE[kind].agent, f"{kind.replace('_', ' ')} failed: {message}")
-    if failures >= MAX_FAILURES:
+    if failures >= MAX_FAILURES or run.body.get("failing") == kind:
         text = f"{kind} failed {failures} times, last with: {message}"
+        if CATALOGUE[kind].agent == "training" and may_ask_anew(run, spec):
+            _pause(crew, conn, run, kind, message, until=crew.clock.now() + spec.monitoring.cadence)
+            return
         tell(crew, conn, key=f"failures/{run.id}/{kind}", title=f"{run.model} needs a person", text=text)
         give_up(crew, conn, run, "escalated", text, fence=fence)
         return
     run.status, run.waits_for = "waiting", f"another attempt at {kind}"
     run.wake_at = crew.clock.now() + timedelta(hours=1)
+
+
+def _pause(
+    crew: Crew, conn: Connection, run: RunRow, kind: ActionKind, message: str, *, until: datetime
+) -> None:  # fmt: skip
+    """Tell a person once for each reason, and let the incident look again later."""
+    tell(
+        crew, conn, key=f"failures/{run.id}/{kind}/{digest(message)[:16]}", title=f"{run.model} needs a person",
+        text=f"{kind} fails, last with: {message}. The champion stays; if a newer fit is still better on {until:%Y-%m-%d}, it "
+        "is tried again.",
+    )  # fmt: skip
+    ask_anew(run, at=until)
+    run.body["failing"] = kind
+    run.body.pop("failures", None)
+    run.status, run.wake_at, run.waits_for = "ready", None, ""
 
 
 def give_up(crew: Crew, conn: Connection, run: RunRow, outcome: str, story: str, *, fence: Fence) -> None:

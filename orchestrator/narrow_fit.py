@@ -12,14 +12,12 @@ from datetime import datetime
 
 from agents.backtest import looks
 from agents.training import shortest_training
+from orchestrator.anew import ask_anew
 from orchestrator.change import change_of
 from orchestrator.crew import Crew, tell
 from state.rows import IncidentRow, RunRow
 from state.spec import ModelSpec, RecipeTraining
 from state.store import Connection
-
-_SETTLED = ("remedy_known", "training_justified", "paired_win", "candidate_exists", "gates_evaluated", "gates_cleared")
-"""Facts about the wider fit."""
 
 
 def begin_narrower_fit(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, incident: IncidentRow) -> bool:
@@ -36,10 +34,8 @@ def begin_narrower_fit(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpe
         return False  # the recipe reads nothing else as it is
     measurable = change + shortest_training(recipe) + spec.data.label.delay
     look_at: datetime = max(now, measurable, looks(spec, change, [])[0])
-    run.facts |= {**dict.fromkeys(_SETTLED, False), "fit_from": change.isoformat(), "look_at": look_at.isoformat()}
-    for name in ("gates", "mlflow_run_id"):
-        run.facts.pop(name, None)
-    run.body["pinned"] = {}
+    ask_anew(run, at=look_at)
+    run.facts["fit_from"] = change.isoformat()
     tell(
         crew, conn, key=f"narrower/{incident.id}", title=f"{incident.title}: open, and a gate is missed",
         text=f"A candidate fitted on all rows misses a gate of the spec; most of them are from before the change of about "

@@ -229,7 +229,7 @@ def _seek_remedy(crew: Crew, conn: Connection, run: RunRow, spec: ModelSpec, inc
         now, at = crew.clock.now(), datetime.fromisoformat(str(look_at))
         if now < at:
             wake_at = min(at, now + spec.monitoring.block)
-            return Aim(move="wait", waits_for=f"rows to learn the change from, until {at:%Y-%m-%d}", wake_at=wake_at)
+            return Aim(move="wait", waits_for=f"the next backtest, on {at:%Y-%m-%d}", wake_at=wake_at)
         del run.facts["look_at"]
         run.facts["data_validated"] = False  # what was looked at before the last backtest is not all that is there now
     return reach("remedy_known")

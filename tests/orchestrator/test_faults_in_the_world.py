@@ -247,16 +247,39 @@ def test_a_second_version_in_a_row_that_fails_live_calls_a_person(at: At) -> Non
     stage.check_books()
 
 
-def test_three_failed_trainings_in_a_row_end_with_a_person(at: At) -> None:
-    stage = at("before")
-    stage.world.faults.add(Fault(method="pipelines.submit", kind="fails", nth=1, times=None))
-    stage.days(4)
+def failed_trainings(stage: Stage) -> int:
+    return sum(a.kind == "train_candidates" and a.state == "failed" for a in stage.rows(ActionRow))
 
-    incident = stage.incidents()[0]
-    assert incident.resolution == "escalated"
-    assert len([a for a in stage.rows(ActionRow, subject_id=incident.id) if a.state == "failed"]) == 3
-    assert [m for m in stage.messages() if "failed 3 times" in m.text]
+
+def test_after_three_failed_trainings_a_person_is_told_and_the_next_attempt_comes_a_cadence_later(at: At) -> None:
+    stage = at("before")
+    stage.world.model("churn").export_difference = 0.2
+    stage.days(4)
+    (incident,) = stage.incidents()
+    assert (incident.status, failed_trainings(stage)) == ("open", 3)
+
+    stage.days(stage.spec.monitoring.cadence.days)
+    assert failed_trainings(stage) == 4
+    (told,) = [m.text for m in stage.messages() if "train_candidates fails" in m.text]
+    assert "differs by 0.2, more than 0.0001" in told
+    (incident,) = stage.incidents()
+    assert incident.status == "open"
+    assert [v.version for v in stage.world.model("churn").versions] == ["1"]
     assert stage.weights() == {"1": 100}
+    stage.check_books()
+
+
+def test_a_training_that_succeeds_after_a_pause_remedies_the_same_incident(at: At) -> None:
+    stage = at("before")
+    stage.world.model("churn").export_difference = 0.2
+    stage.days(6)
+    stage.world.model("churn").export_difference = 0.0
+    stage.days(stage.spec.monitoring.cadence.days + 10)
+
+    assert failed_trainings(stage) == 3
+    assert stage.champion() == "2"
+    (incident,) = stage.incidents()
+    assert incident.resolution == "recovered"
     stage.check_books()
 
 
