@@ -1,18 +1,17 @@
-"""A recorded history as the backtest reads it: one parquet file of rows and one of labels for each day."""
+"""A recorded history as the backtest reads it: rows and labels by day, and what was known of them when."""
 
 from __future__ import annotations
 
 import shutil
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 import polars as pl
 
+from evals.backtest.days import StoredDays
 from evals.backtest.labels import AVAILABLE, LABEL, StagedLabels, in_order, label_counts, stage_labels, usual_delay
 from evals.backtest.predictions import (
     CALLED,
@@ -46,33 +45,13 @@ CALL_METRICS = ("accuracy", "f1", "precision", "recall")
 """Those that a predicted class suffices for."""
 LONGEST_GAP = 400
 """Days without a prediction beyond which one side of the gap is taken for an error of the clock."""
-LABEL_SCHEMA = pl.Schema({ID: pl.String(), LABEL: pl.Float64(), AVAILABLE: EVENT_TIME})
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-class Recent(Generic[K, V]):
-    """The newest few values that were made; older ones are made again."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._kept: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K, make: Callable[[], V]) -> V:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        value = self._kept[key] = make()
-        while len(self._kept) > self._size:
-            self._kept.popitem(last=False)
-        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """One model's history; every read of it names the time up to which labels are known."""
 
-    folder: Path
+    stored: StoredDays
     spec: ModelSpec
     """As the backtest uses it: of a file without features, the score is the only one."""
     days: dict[str, int]
@@ -119,8 +98,8 @@ class Recording:
 
     def rows_of(self, day: str) -> pl.DataFrame:
         """The day's rows in order of event time, with `flags`."""
-        path = self.folder / "rows" / f"{day}.parquet"
-        return pl.read_parquet(path) if day in self.days else pl.DataFrame(schema=self.row_schema())
+        rows = self.stored.rows_of(day)
+        return rows if rows is not None else pl.DataFrame(schema=self.row_schema())
 
     def row_schema(self) -> pl.Schema:
         known = schema_of({feature.name: feature.type for feature in self.spec.features})
@@ -131,21 +110,17 @@ class Recording:
 
     def labels_of(self, day: str) -> pl.DataFrame:
         """Every statement about the day's rows, in order of availability."""
-        path = self.folder / "labels" / f"{day}.parquet"
-        return pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=LABEL_SCHEMA)
+        return self.stored.labels_of(day)
 
     def known(self, days: Collection[str], *, as_of: datetime) -> pl.LazyFrame:
         """Rows of these days with the newest label known by `as_of`, null where none was: `row_columns`, `label`."""
-        paths = [self.folder / "rows" / f"{day}.parquet" for day in sorted(days) if day in self.days]
-        if not paths:
+        row_files, label_files = self.stored.files(days)
+        if not row_files:
             schema = pl.Schema({**self.row_schema(), LABEL: pl.Float64()})
             return pl.LazyFrame(schema=schema).select(*self.row_columns(), LABEL)
-        rows = pl.scan_parquet(paths).select(self.row_columns())
-        stated = [path for day in sorted(days) if (path := self.folder / "labels" / f"{day}.parquet").exists()]
-        if not stated:
-            return rows.with_columns(pl.lit(None, dtype=pl.Float64).alias(LABEL))
-        labels = pl.scan_parquet(stated).filter(pl.col(AVAILABLE) <= as_of)
-        newest = labels.group_by(ID).agg(pl.col(LABEL).sort_by(AVAILABLE, maintain_order=True).last())
+        of_days = pl.col(TIME).dt.date().is_in([date.fromisoformat(day) for day in days])
+        rows = pl.scan_parquet(row_files).filter(of_days).select(self.row_columns())
+        newest = _newest(pl.scan_parquet(label_files), pl.col(AVAILABLE) <= as_of)
         return rows.join(newest, on=ID, how="left", maintain_order="left")
 
     def training_rows(
@@ -173,7 +148,7 @@ class Recording:
         as_of: datetime,
         excluded_days: Collection[str],
     ) -> pl.DataFrame:
-        """A day at a time: only the result is ever in memory whole."""
+        """A stretch of days at a time: only the result is ever in memory whole."""
         excluded = set(excluded_days)
         first = start.date().isoformat() if start is not None else ""
         days = [day for day in self.days if first <= day <= end.date().isoformat() and day not in excluded]
@@ -182,28 +157,39 @@ class Recording:
         most = self.spec.training.max_rows if isinstance(self.spec.training, RecipeTraining) else None
         kept = None
         if most is not None and sum(self.days[day] for day in days) > most:
-            ids = [self.known([day], as_of=as_of).filter(wanted).select(ID).collect() for day in days]
+            ids = [rows.filter(wanted).select(ID) for rows, _ in self._joined(days, as_of)]
             kept = smallest_hashes(pl.concat(ids)[ID], most)
         parts = []
-        for day in days:
-            rows = self.known([day], as_of=as_of).filter(wanted).collect()
+        for joined, labels in self._joined(days, as_of):
+            rows = joined.filter(wanted)
             if kept is not None:
                 rows = rows.join(kept, on=ID, how="semi", maintain_order="left")
             if WHEN_DUE in columns:
-                rows = rows.join(self._when_due(day, as_of), on=ID, how="left", maintain_order="left")
+                rows = rows.join(self._when_due(rows, labels, as_of), on=ID, how="left", maintain_order="left")
             parts.append(rows.select(columns))
         if parts:
             return pl.concat(parts)
         nothing = self.known([], as_of=as_of).with_columns(pl.lit(None, dtype=pl.Float64).alias(WHEN_DUE))
         return nothing.select(columns).collect()
 
-    def _when_due(self, day: str, as_of: datetime) -> pl.DataFrame:
-        """`request_id, label_when_due` of the day's rows whose label had come at the midnight on which the loop judged it."""
+    def _joined(self, days: Collection[str], as_of: datetime) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """`known` of these days and every statement about them, a stretch at a time."""
+        for rows, labels in self.stored.parts(days):
+            newest = _newest(labels.lazy(), pl.col(AVAILABLE) <= as_of).collect()
+            yield rows.select(self.row_columns()).join(newest, on=ID, how="left", maintain_order="left"), labels
+
+    def _when_due(self, rows: pl.DataFrame, labels: pl.DataFrame, as_of: datetime) -> pl.DataFrame:
+        """`request_id, label_when_due` of rows whose label had come at the midnight on which the loop judged them."""
         delay = -(-self.spec.data.label.delay // DAY) * DAY
-        of_day = pl.DataFrame({TIME: [midnight(date.fromisoformat(day))]}, schema={TIME: EVENT_TIME})
-        due: datetime = of_day.select(due_at(self.spec.monitoring.block, delay)).item()
-        come = self.labels_of(day).filter(pl.col(AVAILABLE) <= min(due, as_of))
-        return come.unique(ID, keep="last", maintain_order=True).select(ID, pl.col(LABEL).alias(WHEN_DUE))
+        due = rows.select(ID, due_at(self.spec.monitoring.block, delay).alias("due"))
+        stated = labels.lazy().join(due.lazy(), on=ID, how="inner", maintain_order="left")
+        come = _newest(stated, pl.col(AVAILABLE) <= pl.min_horizontal("due", pl.lit(as_of, dtype=EVENT_TIME)))
+        return come.rename({LABEL: WHEN_DUE}).collect()
+
+
+def _newest(labels: pl.LazyFrame, come: pl.Expr) -> pl.LazyFrame:
+    """`request_id, label`: the last statement about each row that had `come`, of statements in order of availability."""
+    return labels.filter(come).unique(ID, keep="last", maintain_order=True).select(ID, LABEL)
 
 
 def record(spec: ModelSpec, predictions: Path, labels: Path, folder: Path, *, progress: Progress) -> Recording:
@@ -218,14 +204,15 @@ def record(spec: ModelSpec, predictions: Path, labels: Path, folder: Path, *, pr
     _refuse_unmeasured(spec, staged)
     _refuse_gap(predictions, staged)
     outcomes = stage_labels(labels, spec, staged, staging, progress)
-    days, (n_labels, n_late, n_restated) = _write_days(folder, spec, staged, outcomes, progress)
+    stored = StoredDays(folder)
+    days, (n_labels, n_late, n_restated) = _write_days(stored, spec, staged, outcomes, progress)
     shutil.rmtree(staging)
     used, why_not = spec_used(
         spec, has_features=staged.has_features, has_scores=staged.has_scores, score_type=staged.score_type
     )
     sources = [source.sha256 for source in (*staged.sources, *outcomes.sources)]
     return Recording(
-        folder=folder, spec=used, days=days, has_scores=staged.has_scores, score_type=staged.score_type,
+        stored=stored, spec=used, days=days, has_scores=staged.has_scores, score_type=staged.score_type,
         classes=outcomes.classes, can_train=not why_not, why_not=why_not,
         n_rows=sum(days.values()), n_labels=n_labels, n_late=n_late, n_restated=n_restated, releases=staged.releases,
         sha256=digest(sources),
@@ -310,26 +297,20 @@ def _refuse_gap(path: Path, staged: StagedPredictions) -> None:
 
 
 def _write_days(
-    folder: Path, spec: ModelSpec, staged: StagedPredictions, outcomes: StagedLabels, progress: Progress
+    stored: StoredDays, spec: ModelSpec, staged: StagedPredictions, outcomes: StagedLabels, progress: Progress
 ) -> tuple[dict[str, int], tuple[int, int, int]]:
     """Rows and labels by day; the number of rows of each day, and `label_counts`."""
     numbers, n_rows = np.unique(staged.index.times_us // (DAY // timedelta(microseconds=1)), return_counts=True)
     days = {(EPOCH + int(day) * DAY).isoformat(): int(n) for day, n in zip(numbers, n_rows, strict=True)}
-    for name in ("rows", "labels"):
-        (folder / name).mkdir()
     parts, stated = pl.scan_parquet(list(staged.parts)), pl.scan_parquet(list(outcomes.parts))
     n_written, counts = 0, np.zeros(3, dtype=np.int64)
     for first, last in _groups(days):
         of_group = (pl.col(TIME) >= midnight(first)) & (pl.col(TIME) < midnight(last) + DAY)
         rows = parts.filter(of_group).drop(ROW, FILE).collect().sort(TIME, ID)
-        for (day,), of_day in rows.group_by(pl.col(TIME).dt.date(), maintain_order=True):
-            of_day.write_parquet(folder / "rows" / f"{day}.parquet", compression="lz4", statistics=True)
-        n_written += rows.height
-        del rows
         statements = in_order(stated.filter(of_group).collect())
+        stored.write(rows, statements)
+        n_written += rows.height
         counts += label_counts(spec, statements)
-        for (day,), of_day in statements.group_by(pl.col(TIME).dt.date(), maintain_order=True):
-            of_day.select(LABEL_SCHEMA.names()).write_parquet(folder / "labels" / f"{day}.parquet", compression="lz4")
         progress(f"wrote {n_written} rows by day")
     n_labels, n_late, n_restated = (int(n) for n in counts)
     return days, (n_labels, n_late, n_restated)

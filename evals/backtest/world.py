@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from evals.backtest.days import Recent
 from evals.backtest.models import RecordedModels
 from evals.backtest.predictions import FLAGS, ID, TIME
-from evals.backtest.recording import DAY, Recent, Recording, midnight
+from evals.backtest.recording import DAY, Recording, midnight
 from evals.world.data import WorldData, WorldOutcomes
 from evals.world.platform import build
 from evals.world.records import ServedDay
@@ -40,6 +41,7 @@ class RecordedWorld(World):
         n_kept = min(max(ROWS_KEPT // per_day, MIN_DAYS_KEPT), MAX_DAYS_KEPT)
         self._rows: Recent[str, Day] = Recent(n_kept)
         self._records: Recent[str, DayRecord] = Recent(n_kept)
+        self._labels: Recent[str, pl.DataFrame] = Recent(n_kept)
         self._arms: dict[str, ServedDay] = {}
 
     def rows(self, model: str, day: date) -> Day:
@@ -67,8 +69,8 @@ class RecordedWorld(World):
         return self._records.get(day, functools.partial(self._answered, model, day))
 
     def labelled(self, model: str, day: str) -> pl.DataFrame:
-        """Joined anew each time: a long recording need not fit."""
-        return self._join_labels(model, day)
+        self.model(model)
+        return self._labels.get(day, functools.partial(self._join_labels, model, day))
 
     def _answered(self, model: str, day: str) -> DayRecord:
         rows = self.rows(model, date.fromisoformat(day))
