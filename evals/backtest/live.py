@@ -204,7 +204,7 @@ def _refuse_short(recording: Recording, n_before: int) -> None:
 
 
 def _crew(folder: Path, world: RecordedWorld, pipelines: RecordedPipelines, policy_dir: Path) -> Crew:
-    db = Database.open(f"sqlite:///{folder / 'steady.db'}")
+    db = Database.open(f"sqlite:///{folder / 'steady.db'}", durable=False)
     db.upgrade()
     (folder / "second").mkdir()
     # Ids are part of no decision, and the same on every run.
