@@ -346,7 +346,21 @@ def _check_new_levels(checks: _Checks, history: FeatureCounts, day: FeatureCount
     beyond = share - worst > SIGMAS * float(np.sqrt(worst * (1 - worst) / n_valid))
     unusual = n_new >= NEW_LEVEL_ROWS and share > UNSEEN_FACTOR * expected and beyond
     detail = f"{share:.1%} of values are levels that the reference has not shown, {expected:.2%} were to be expected"
-    checks.rule("new_levels", day.bins.name, value=share if unusual else 0.0, limits=NEW_LEVELS, detail=detail)
+    limits = (NEW_LEVELS[0], _NEVER) if _one_at_a_time(np.vstack([history.cells, day.cells])) else NEW_LEVELS
+    checks.rule("new_levels", day.bins.name, value=share if unusual else 0.0, limits=limits, detail=detail)
+
+
+def _one_at_a_time(cells: Ints) -> bool:
+    """Whether each block holds one level: a column that says when a row came (a season, a campaign), not what it is.
+
+    Its next level is new as a whole and no fault. A block on the border of two levels may hold both, the last one not:
+    a share of it may as well be faulty.
+    """
+    used = cells[cells.sum(axis=1) > 0]
+    if len(used) <= MIN_HISTORY:
+        return False
+    level, mixed = used.argmax(axis=1), (used > 0).sum(axis=1) > 1
+    return all(0 < at < len(used) - 1 and level[at - 1] != level[at + 1] for at in np.flatnonzero(mixed))
 
 
 def _check_mixture(checks: _Checks, history: FeatureCounts, day: FeatureCounts) -> None:

@@ -317,6 +317,34 @@ def test_declared_bounds_are_hard_and_observed_ones_are_not() -> None:
         assert report.faulty is expected
 
 
+SEASONS = ["winter"] * 9
+
+
+@pytest.mark.parametrize(
+    ("before", "today", "severity"),
+    [
+        pytest.param(SEASONS, ["spring"], "warn", id="another-season"),
+        pytest.param([*SEASONS, "winter spring"], ["spring"], "warn", id="after-a-block-that-holds-both"),
+        pytest.param(SEASONS, ["winter", "spring"], "hard", id="a-share-of-a-block"),
+        pytest.param(["winter autumn"] * 9, ["spring"], "hard", id="a-column-that-mixes"),
+        pytest.param(["winter"] * 4, ["spring"], "hard", id="too-few-blocks-to-know"),
+    ],
+)
+def test_the_next_level_of_a_column_that_holds_one_at_a_time_is_no_fault(
+    before: list[str], today: list[str], severity: str
+) -> None:
+    bins = fit_bins({"season": ("categorical", ["winter", "autumn"] * 50)})
+    names = days("2026-01-01", len(before) + 1)
+    parts = [
+        Profile.count(bins, {"season": (levels.split() * 60)[:60]}, name)
+        for levels, name in zip([*before, " ".join(today)], names, strict=True)
+    ]
+    report = check_block(parts[0], parts[1:-1], parts[-1])
+
+    found = [finding.severity for finding in report.findings if finding.kind == "new_levels"]
+    assert found == [severity]
+
+
 def test_nothing_checked_is_an_error(world: World) -> None:
     empty = Profile(bins=world.bins, blocks=("2026-04-29",), counts=np.zeros((1, world.bins.width), dtype=np.int64))
     with pytest.raises(TerminalError, match="no quality rule"):
