@@ -122,8 +122,8 @@ def _measure_traffic(watch: Watch, platform: Platform, measured: Measured) -> No
     reference = reference_profile(platform, watch.model, watch.champion)
     measured.n_rows = frame.height
     if frame.height:
-        counts = frame.group_by("version").len().sort("version")
-        measured.n_by_version = {str(v): int(n) for v, n in counts.iter_rows()}
+        counts = frame.group_by("version").len()
+        measured.n_by_version = {str(v): int(n) for v, n in sorted(counts.iter_rows())}
     profile = profile_of(reference.bins, frame, watch.traffic_block)
     measured.profile = encode_profile(profile)
     measured.intake = take_stock(platform.outcomes, frame, watch.spec, watch.traffic_block, watch.before)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
@@ -93,7 +94,7 @@ def _top_shares(frame: pl.DataFrame) -> dict[str, float]:
     for column in frame.get_columns():
         values = column.drop_nulls() if column.dtype.is_numeric() else column.clear()
         if len(values):
-            shares[column.name] = int(values.unique_counts().max()) / len(values)  # type: ignore[arg-type]  # of a series
+            shares[column.name] = int(np.unique(values.to_numpy(), return_counts=True)[1].max()) / len(values)
     return shares
 
 

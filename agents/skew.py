@@ -21,6 +21,8 @@ TOLERANCE = 1e-5
 SKEWED = 0.005
 """Share of keys that differ, beyond what earlier blocks had, from which on it is skew."""
 
+_OFFLINE = ":offline"
+
 
 class Comparison(BaseModel):
     """What one block's comparison found; JSON only."""
@@ -49,17 +51,18 @@ def compare(features: Features | None, frame: pl.DataFrame, spec: ModelSpec) -> 
         offline = features.offline(spec.model, sample.select("request_id", "entity", "event_time"))
     except ToolUnavailable as exc:
         return Comparison(no_data=str(exc))
-    both = sample.join(offline, on="request_id", how="inner", suffix=":offline", maintain_order="left")
-    differs = {
-        name: _differ(both[name], both[f"{name}:offline"])
-        for name in spec.feature_names()
-        if f"{name}:offline" in both.columns
-    }
-    if not differs or not both.height:
+    names = [name for name in spec.feature_names() if name in offline.columns]
+    if sample["request_id"].equals(offline["request_id"]):  # the store has them all, in our order: no join
+        n_keys, pairs = sample.height, {name: (sample[name], offline[name]) for name in names}
+    else:
+        both = sample.join(offline, on="request_id", how="inner", suffix=_OFFLINE, maintain_order="left")
+        n_keys, pairs = both.height, {name: (both[name], both[name + _OFFLINE]) for name in names}
+    if not names or not n_keys:
         return Comparison()
+    differs = {name: _differ(*pair) for name, pair in pairs.items()}
     counts = {name: int(wrong.sum()) for name, wrong in differs.items() if wrong.any()}
     n_differ = int(np.logical_or.reduce([*differs.values()]).sum())
-    return Comparison(n_keys=both.height, n_differ=n_differ, by_feature=counts)
+    return Comparison(n_keys=n_keys, n_differ=n_differ, by_feature=counts)
 
 
 def _differ(served: pl.Series, offline: pl.Series) -> npt.NDArray[np.bool_]:

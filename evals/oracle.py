@@ -16,7 +16,7 @@ from evals.scene import Scene
 from evals.world.data import history
 from evals.world.models import Model
 from evals.world.traffic import excess_loss
-from evals.world.world import World, midnight
+from evals.world.world import World, midnight, with_columns_of
 from state.errors import ToolRejected
 from state.spec import ModelSpec, RecipeTraining
 
@@ -82,7 +82,7 @@ def _labelled(world: World, model: str) -> pl.DataFrame:
     """Every row of history and of live days with the label as reported and when that became known."""
     old = history(world, model, start=None, end=None)
     live = [
-        rows.frame.join(rows.labels, on="request_id", how="inner", maintain_order="left").select(old.columns)
+        with_columns_of(rows.frame, rows.labels, how="inner").select(old.columns)
         for served in world.model(model).days
         if (rows := world.rows(model, date.fromisoformat(served.day))).frame.height
     ]

@@ -10,7 +10,7 @@ import polars as pl
 from evals.world.data import known_model
 from evals.world.faults import port_call
 from evals.world.records import ViewRelease
-from evals.world.world import World
+from evals.world.world import World, with_columns_of
 from state.errors import ToolRejected, ToolUnavailable
 from tools.ports import FeatureView
 
@@ -31,7 +31,7 @@ class WorldFeatures:
         frames = [self.world.rows(model, date.fromisoformat(day)).offline for day in days]
         if not frames:
             return self.world.rows(model, self.world.history_days(model)[0]).offline.clear()
-        return ids.join(pl.concat(frames), on="request_id", how="inner", maintain_order="left")
+        return with_columns_of(ids, pl.concat(frames), how="inner")
 
     @port_call("features.read")
     def read(self, model: str) -> FeatureView | None:

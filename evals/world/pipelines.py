@@ -171,7 +171,8 @@ class WorldPipelines:
         rows = pl.concat([old, new.select(old.columns)]).drop("available_at")
         excluded = run.parameters.get("excluded_days")
         days = [str(day) for day in excluded] if isinstance(excluded, list) else []
-        rows = rows.filter(~pl.col("event_time").dt.strftime("%Y-%m-%d").is_in(days))
+        if days:
+            rows = rows.filter(~pl.col("event_time").dt.strftime("%Y-%m-%d").is_in(days))
         if rows.is_empty():
             raise ToolRejected(f"{run.model}: no labelled rows before {end.isoformat()}")
         rows = rows.sort("event_time", "request_id")

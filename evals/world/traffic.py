@@ -66,7 +66,7 @@ def record_day(rows: Day, served: ServedDay, *, loaded: Callable[[str], Model], 
         rng = np.random.default_rng([zlib.crc32(f"{model}/{arm.version}/{served.day}".encode())])
         failed[mine] = True if arm.digest is None else rng.random(len(mine)) < _error_ratio(arm, len(mine))
         if arm.digest is not None and len(mine):
-            given = _scores(loaded(arm.digest), frame[mine], arm, task)
+            given = _scores(loaded(arm.digest), frame if len(mine) == frame.height else frame[mine], arm, task)
             score = score if score.ndim == given.ndim else np.zeros((frame.height, *given.shape[1:]))
             score[mine] = given
         by_version[arm.version] = Counters(
@@ -74,16 +74,18 @@ def record_day(rows: Day, served: ServedDay, *, loaded: Callable[[str], Model], 
             n_errors=int(failed[mine].sum()),
             latency=_latency(len(mine) if arm.digest else 0, arm, rng),
         )
-    predictions = frame.with_columns(
+    flags = pl.Series("flags", [[], ["extra:note"]], pl.List(pl.Utf8))
+    first = ["request_id", "entity", "event_time"]
+    predictions = pl.DataFrame([
+        *(frame[name] for name in first),
         pl.Series("version", [arm.version for arm in served.arms], pl.Utf8).gather(chosen),
-        pl.lit(value=False).alias("mirrored"),
+        pl.Series("mirrored", np.zeros(frame.height, dtype=bool)),
         pl.Series("score", score),
-        pl.Series("flags", [[], ["extra:note"]], pl.List(pl.Utf8)).gather(rows.extra.astype(np.int64)),
-    )
-    order = ["request_id", "entity", "event_time", "version", "mirrored", "score", "flags"]
-    features = [name for name in frame.columns if name not in order]
+        flags.gather(rows.extra.astype(np.int64)) if rows.extra.any() else flags.new_from_index(0, frame.height),
+        *(frame[name] for name in frame.columns if name not in first),
+    ])  # fmt: skip
     return DayRecord(
-        predictions=predictions.select(*order, *features).filter(pl.Series(~failed)),
+        predictions=predictions.filter(pl.Series(~failed)) if failed.any() else predictions,
         by_version=by_version,
         expected=rows.expected[~failed],
         n_unanswered=int(failed.sum()),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -223,9 +224,7 @@ class World:
         """Every row that came with the model, oldest first, with the label and when it became known; and its digest."""
         if model not in self._history:
             days = [self.rows(model, day) for day in self.history_days(model)]
-            frame = pl.concat([
-                day.frame.join(day.labels, on="request_id", how="left", maintain_order="left") for day in days
-            ])  # fmt: skip
+            frame = with_columns_of(pl.concat([day.frame for day in days]), pl.concat([day.labels for day in days]))
             self._history[model] = frame, matrix_digest(frame.drop("available_at"))
         return self._history[model]
 
@@ -240,7 +239,7 @@ class World:
         record = self.served(model, day)
         assert record is not None
         labels = self.rows(model, date.fromisoformat(day)).labels
-        return record.predictions.join(labels, on="request_id", how="inner", maintain_order="left")
+        return with_columns_of(record.predictions, labels, how="inner")
 
     def served(self, model: str, day: str) -> DayRecord | None:
         """What was answered on an ISO day; None where the model had no traffic."""
@@ -309,6 +308,15 @@ class World:
             score_shift=condition.score_shift,
             capacity=condition.capacity,
         )
+
+
+def with_columns_of(
+    rows: pl.DataFrame, others: pl.DataFrame, how: Literal["left", "inner"] = "left"
+) -> pl.DataFrame:  # fmt: skip
+    """`rows` with the other columns of `others` by request id. As a rule both are of one day, row by row: no join then."""
+    if rows["request_id"].equals(others["request_id"]):
+        return rows.hstack(others.drop("request_id"))
+    return rows.join(others, on="request_id", how=how, maintain_order="left")
 
 
 def midnight(day: date) -> datetime:

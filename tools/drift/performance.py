@@ -72,7 +72,8 @@ def block_of(times: pl.Series, block: timedelta) -> pl.Series:
     if isinstance(first, datetime) and isinstance(last, datetime) and not times.null_count():
         name = block_at(utc(first), block)
         if name == block_at(utc(last), block):
-            return pl.repeat(name, len(times), eager=True)  # the rows of a look, as a rule: writing a time is slow
+            # The rows of a look, as a rule: writing a time is slow.
+            return pl.Series([name], dtype=pl.String).new_from_index(0, len(times))
     if length == 86_400_000_000:
         return times.dt.strftime("%Y-%m-%d")
     start = _start_us(times.dt.epoch("us"), length)
