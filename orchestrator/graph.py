@@ -162,7 +162,10 @@ def consult_node(state: AdvanceState, runtime: Runtime[Desk]) -> AdvanceState:
     """Ask the agent that owns the step for its next move."""
     kind = cast(ActionKind, state["step"])
     specialist = SPECIALISTS[CATALOGUE[kind].agent]
-    answer = specialist.invoke({"situation": state["situation"]}, context=runtime.context.crew.platform)
+    # Asked again after a crash, so none of its steps is worth a checkpoint; the answer is in that of this node.
+    answer = specialist.invoke(
+        {"situation": state["situation"]}, context=runtime.context.crew.platform, durability="exit"
+    )
     return {"move": answer["move"]}
 
 
