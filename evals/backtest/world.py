@@ -24,8 +24,8 @@ from evals.world.world import World
 from state.canonical import digest
 from tools.ports import Pipelines, Platform
 
-ROWS_KEPT, MIN_DAYS_KEPT, MAX_DAYS_KEPT = 400_000, 4, 64
-"""Rows in memory at once, as days of the usual size: a backtest or a drift window looks back over 28."""
+ROWS_KEPT, MIN_DAYS_KEPT, MAX_DAYS_KEPT = 300_000, 4, 1_000
+"""Rows in memory at once, as days of the usual size: a drift window looks back over 28, a validation over all days."""
 
 
 class RecordedWorld(World):
@@ -42,6 +42,8 @@ class RecordedWorld(World):
         self._rows: Recent[str, Day] = Recent(n_kept)
         self._records: Recent[str, DayRecord] = Recent(n_kept)
         self._labels: Recent[str, pl.DataFrame] = Recent(n_kept)
+        self._unasked: Recent[tuple[str, ...], DayRecord] = Recent(MIN_DAYS_KEPT)
+        """Of days without a request: one is like another as long as the same versions are in the route."""
         self._arms: dict[str, ServedDay] = {}
 
     def rows(self, model: str, day: date) -> Day:
@@ -66,6 +68,10 @@ class RecordedWorld(World):
             self._arms[served.day] = served
         if day not in self._arms:
             return None
+        if day not in self.recording.days:
+            return self._unasked.get(
+                tuple(arm.version for arm in self._arms[day].arms), functools.partial(self._answered, model, day)
+            )
         return self._records.get(day, functools.partial(self._answered, model, day))
 
     def labelled(self, model: str, day: str) -> pl.DataFrame:
@@ -88,6 +94,11 @@ class RecordedWorld(World):
             predictions=flagged, by_version=record.by_version, expected=record.expected,
             n_unanswered=record.n_unanswered,
         )  # fmt: skip
+
+    def served_between(self, model: str, first: str, last: str) -> list[str]:
+        """Days without rows are left out, which are most of a history by months; where all are, the first stands for them."""
+        days = super().served_between(model, first, last)
+        return [day for day in days if day in self.recording.days] or days[:1]
 
     def served_days(self) -> list[str]:
         return [served.day for served in self.model(self.recording.spec.model).days]

@@ -142,7 +142,7 @@ def _served_days(world: World, model: str, start: datetime, end: datetime) -> li
     """Days whose records may hold rows with an event time in [start, end)."""
     late = any(drift.kind == "late_rows" for drift in world.model(model).truth.drifts)
     first, last = start.date().isoformat(), (end + (LATE_BY if late else timedelta(0)) - MOMENT).date().isoformat()
-    return [served.day for served in world.model(model).days if first <= served.day <= last]
+    return world.served_between(model, first, last)
 
 
 def _recorded(world: World, model: str) -> pl.DataFrame | None:

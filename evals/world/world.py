@@ -252,6 +252,10 @@ class World:
             self._served[key] = record_day(rows, found, loaded=self._loaded, task=self._specs[model].task, model=model)
         return self._served[key]
 
+    def served_between(self, model: str, first: str, last: str) -> list[str]:
+        """The served ISO days from `first` to `last`, both included, oldest first."""
+        return [served.day for served in self.model(model).days if first <= served.day <= last]
+
     def history_days(self, model: str) -> list[date]:
         start = date.fromisoformat(self.state.start)
         return [start - timedelta(days=age) for age in range(self.model(model).truth.history_days, 0, -1)]
