@@ -19,11 +19,12 @@ from evals.world_checks import MAX_ROWS, world_problems
 from orchestrator.goals.reading import read_goal
 from state.errors import InputError
 from state.spec import ModelSpec
-from tools.yaml_documents import Document, Kind, read_document
+from tools.yaml_documents import Document, Kind, faults_of_part, read_document
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 _EARLIEST, _LATEST = date(2000, 1, 1), date(2100, 1, 1)
 SCHEMA_FILE = Path(__file__).parent / "scenario.schema.json"
+_SPEC = Kind(name="model spec", first_line="model: <name>", written_by="steady init DATA")
 _KIND = Kind(name="scenario", first_line="id: <name>", written_by="steady eval new FILE")
 QUICK: dict[str, JsonValue] = {
     "monitoring": {"cadence": "P10D", "backtest": "P10D", "min_blocks": 5, "recovery": "P2D"},
@@ -146,10 +147,8 @@ def _specs(scenario: Scenario) -> tuple[dict[str, ModelSpec], list[Problem]]:
         try:
             specs[model.name] = spec = spec_of(model)
         except ValidationError as exc:
-            first = exc.errors()[0]
-            path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-            said = first["msg"].removeprefix("Value error, ")
-            problems.append(((*at, "spec", *first["loc"]), f"{where}.spec{path}: {said}"))
+            for inside, said in faults_of_part(exc, ModelSpec, _SPEC):
+                problems.append(((*at, "spec", *inside), f"{where}.spec{'.' if inside else ': '}{said}"))
             continue
         known = set(spec.feature_names())
         for table, features in model.tables.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from types import UnionType
@@ -74,6 +75,15 @@ def read_document(path: Path, value_type: type[T], kind: Kind) -> Document[T]:
     except ValidationError as exc:
         raise _Explainer(path=path, type=value_type, kind=kind, lines=lines).explain(exc) from exc
     return Document(value=value, content=content, lines=lines)
+
+
+def faults_of_part(exc: ValidationError, value_type: type[BaseModel], kind: Kind) -> Iterator[tuple[Location, str]]:
+    """Each fault of a value that stands inside another file: where in the value, and what is wrong, with the remedy."""
+    explainer = _Explainer(path=Path(), type=value_type, kind=kind, lines={})
+    for fault in exc.errors(include_url=False):
+        where, beside = _located(value_type, fault["loc"])
+        message, remedy = explainer.fault(fault, where, beside)
+        yield where, f"{message}. {remedy}"
 
 
 def _read(path: Path, kind: Kind) -> bytes:
@@ -175,13 +185,13 @@ class _Explainer:
         remedies: list[str] = []
         for fault in faults:
             where, beside = _located(self.type, fault["loc"])
-            message, remedy = self._fault(fault, where, beside)
+            message, remedy = self.fault(fault, where, beside)
             told.append(f"{self.path}:{_line(self.lines, where)}: {message}")
             remedies.append(remedy)
         shown = "\n".join(told[:20]) + (f"\n... and {len(told) - 20} more" if len(told) > 20 else "")
         return InputError(shown, remedy=remedies[0] if len(faults) == 1 else "; ".join(dict.fromkeys(remedies[:3])))
 
-    def _fault(self, fault: ErrorDetails, where: Location, beside: Sequence[str]) -> tuple[str, str]:
+    def fault(self, fault: ErrorDetails, where: Location, beside: Sequence[str]) -> tuple[str, str]:
         field = _dotted(where)
         value = fault["input"]
         context = fault.get("ctx", {})
@@ -300,7 +310,7 @@ def _dotted(where: Location) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = str(value) if isinstance(value, timedelta) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -231,6 +231,18 @@ def test_an_entry_that_would_change_nothing_is_refused(tmp_path: Path, entry: st
     pytest.param("days: 20", "days: 20\nneeds: language_model", "needs: no goal of the timeline is in free words", id="words"),
     pytest.param("name: churn,", "name: churn, rows_per_day: 1,", "make about 59 labelled rows of history; 200", id="few-rows"),
     pytest.param("name: churn,", "name: churn, history_days: 15,", "15 days are too few to train a first champion", id="history"),
+    pytest.param(
+        "name: churn,", "name: churn, spec: {training: {window: P10D}},", "spec.training: a window of 10 days is too short",
+        id="window",
+    ),
+    pytest.param(
+        "name: churn,", "name: churn, spec: {freeze: []},",
+        ":7: models[0].spec.freeze is not a field of a model spec. Did you mean freezes?", id="part-of-a-spec",
+    ),
+    pytest.param(
+        "name: churn,", "name: churn, spec: {tier: top, monitoring: {cadence: P0D}},",
+        "models[0].spec.tier is 'top', not one of 'low', 'standard' or 'critical'", id="every-fault-of-a-spec",
+    ),
     pytest.param("name: churn,", "name: churn, intercept: -40,", "intercept: -40 leaves one class only", id="one-class"),
     pytest.param("name: churn,", "name: churn, rows_per_day: 100000, history_days: 900,", "about 92,000,000 rows", id="huge"),
     pytest.param("name: churn,", "name: churn, spec: {task: multiclass},", "spec.task: the simulated world has", id="task"),
