@@ -38,6 +38,14 @@ def world_problems(model: WorldModel, spec: ModelSpec) -> Iterator[tuple[tuple[s
             ("history_days",),
             f"{model.history_days} days are too few to train a first champion on; {least} are needed",
         )
+    if isinstance(spec.training, RecipeTraining) and spec.training.window is not None:
+        shortest = shortest_training(spec.training)
+        if spec.training.window < shortest:
+            yield (
+                ("spec", "training"),
+                f"a window of {spec.training.window / _DAY:g} days is too short to train on; its holdout and folds need "
+                f"{shortest / _DAY:g}",
+            )
     n_labelled = model.rows_per_day * model.history_days * (1.0 - model.unlabelled_ratio)
     needed = minimum_rows(spec)
     if n_labelled < needed:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal, Self, TypeAlias, get_args
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from state.plans import ActionKind
 
@@ -24,6 +34,19 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 """Also a Kubernetes object name, an MLflow registered model and a folder."""
 
 
+def _no_bare_number(value: object) -> object:
+    # Pydantic takes 10 as ten seconds, and whoever writes it mostly means days.
+    if isinstance(value, int | float):
+        raise PydanticCustomError("time_delta_type", "a duration needs its unit")
+    return value
+
+
+Duration = Annotated[timedelta, Field(ge=timedelta(0)), BeforeValidator(_no_bare_number)]
+"""In a file ISO 8601, as `P14D` or `PT6H`."""
+Span = Annotated[timedelta, Field(gt=timedelta(0)), BeforeValidator(_no_bare_number)]
+"""A duration that is not zero."""
+
+
 class SpecPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +55,7 @@ class Label(SpecPart):
     column: str
     positive: str | int | float | bool | None = None
     """The value that counts as class 1 of a binary task; None takes true, 1 or "1"."""
-    delay: timedelta = timedelta(0)
+    delay: Duration = timedelta(0)
     """Domain time between a row's event and the moment its label is known."""
 
 
@@ -95,11 +118,11 @@ class Candidate(SpecPart):
 class RecipeTraining(SpecPart):
     kind: Literal["recipe"] = "recipe"
     candidates: Annotated[list[Candidate], Field(min_length=1)]
-    window: timedelta | None = None
+    window: Span | None = None
     """How far back training reads; None reads everything."""
     folds: Annotated[int, Field(ge=2, le=20)] = 4
     """Time-ordered cross-validation folds that choose among the candidates."""
-    holdout: timedelta = timedelta(days=14)
+    holdout: Span = timedelta(days=14)
     """The newest labelled stretch that the gates are measured on; the packaged model is then refitted on everything."""
     max_rows: Annotated[int, Field(ge=1_000)] = 1_000_000
     """Rows above this are thinned by a hash of the request id."""
@@ -133,11 +156,11 @@ class Bound(SpecPart):
 
 
 class Monitoring(SpecPart):
-    cadence: timedelta = timedelta(days=14)
+    cadence: Span = timedelta(days=14)
     """Domain time between two backtests of the recipe when nothing is wrong."""
-    backtest: timedelta = timedelta(days=28)
+    backtest: Span = timedelta(days=28)
     """Newest labelled stretch that a backtest compares on; an incident may win on a shorter one of ten blocks or more."""
-    block: timedelta = timedelta(days=1)
+    block: Span = timedelta(days=1)
     """Unit of independent observation: a day, or the period of the rows where they come weekly or monthly."""
     min_blocks: Annotated[int, Field(ge=2)] = 7
     """Fewer common blocks give no verdict, and a fit that could not learn from as many blocks of a change that an incident
@@ -152,12 +175,12 @@ class Monitoring(SpecPart):
     """Relative loss over the reference that still counts as healthy."""
     false_alarm_blocks: Annotated[float, Field(ge=100)] = 8_000
     """P(false alarm by block t) <= t / this."""
-    recovery: timedelta = timedelta(days=3)
+    recovery: Duration = timedelta(days=3)
     """How long health must hold before an incident closes."""
     lasting_blocks: Annotated[int, Field(ge=1)] = 7
     """After so many blocks in a row with the same sudden finding about values, a change is the new normal: no
     further block is quarantined for it, and losses judge it."""
-    drift_window: timedelta = timedelta(days=28)
+    drift_window: Span = timedelta(days=28)
     """Length of the non-overlapping windows on which input drift is tested."""
     drift_alpha_per_year: Annotated[float, Field(gt=0, lt=1)] = 0.05
     segments: list[str] | None = None
@@ -189,7 +212,7 @@ Serving: TypeAlias = Annotated[ManagedServing | EndpointServing, Field(discrimin
 
 class AbTest(SpecPart):
     percent: Annotated[int, Field(ge=1, le=99)] = 50
-    horizon: timedelta = timedelta(days=28)
+    horizon: Span = timedelta(days=28)
     minimum_samples: Annotated[int, Field(ge=1)] = 1_000
     """Labelled rows of the smaller arm before any verdict but `undecided`."""
     margin: Annotated[float, Field(gt=0)] = 0.02
@@ -198,13 +221,13 @@ class AbTest(SpecPart):
 
 class Rollout(SpecPart):
     steps: Annotated[list[int], Field(min_length=1)] = [5, 25]
-    dwell: timedelta = timedelta(days=1)
+    dwell: Duration = timedelta(days=1)
     """Domain time at every analysis step."""
     max_percent: Annotated[int, Field(ge=1, le=100)] = 50
     """Largest share in an analysis step; it does not limit the promotion."""
     minimum_requests: Annotated[int, Field(ge=1)] = 30
     """Requests of the candidate that a step needs before its analysis can pass."""
-    deadline: timedelta = timedelta(days=7)
+    deadline: Span = timedelta(days=7)
     """How long a step may stay without a verdict before traffic returns to the champion."""
     failure_limit: Annotated[int, Field(ge=1)] = 2
     """Consecutive failing windows of service metrics that take a candidate off; a gross failure needs one."""
@@ -215,7 +238,7 @@ class Rollout(SpecPart):
     latency_floor_ms: Annotated[float, Field(ge=0)] = 25.0
     """A p99 below this passes whatever the ratio."""
     ab_test: AbTest = AbTest()
-    bake: timedelta = timedelta(days=3)
+    bake: Duration = timedelta(days=3)
 
     @field_validator("steps")
     @classmethod

@@ -64,6 +64,12 @@ def test_a_good_spec_comes_with_its_folder_and_digest(tmp_path: Path) -> None:
         "  time: when", "  tiem: when", "churn.yaml:7: data.tiem is not a field", "mean time?", id="nested"
     ),
     pytest.param("P7D", "week", "churn.yaml:8: data.label.delay is 'week'", "P14D is 14 days", id="duration"),
+    pytest.param("P7D", "7", "churn.yaml:8: data.label.delay is 7, not a duration", "P14D is 14 days", id="bare-number"),
+    pytest.param("P7D", "-P7D", "data.label.delay is -7 days, 0:00:00: input should be greater", "Correct", id="negative"),
+    pytest.param(
+        "task: binary", "task: binary\nmonitoring: {block: P0D}", "monitoring.block is 0:00:00: input should be greater",
+        "Correct", id="block-of-nothing",
+    ),
     pytest.param(
         "type: categorical", "type: category", "churn.yaml:11: features[1].type is 'category'",
         "Did you mean categorical?", id="feature-type",
