@@ -162,6 +162,9 @@ _JUDGEMENT = {
     "ab_minimum_samples": _count(
         "rows", "Labelled rows of the smaller arm that the spec asks for.", usual=1_000, strictest=MAX_LONG
     ),
+    "failed_versions": _count(
+        "versions", "Remedies in a row, the newest first, whose versions failed under live traffic.", usual=0
+    ),
     "sample_ratio_ok": _flag("Distinct entities per arm fit the declared split.", usual=True, strictest=False),
 }
 _ROLLOUT = {

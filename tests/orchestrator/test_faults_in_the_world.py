@@ -9,7 +9,7 @@ import pytest
 from evals.world.faults import Fault
 from evals.world.records import Condition
 from state import store
-from state.rows import ActionRow, DetectorRow, RolloutRow, RunRow, SignalRow
+from state.rows import ActionRow, ApprovalRow, DetectorRow, RolloutRow, RunRow, SignalRow
 from tests.orchestrator.conftest import At, Quick
 from tests.orchestrator.support import QUICK, Stage, Truth, days
 
@@ -244,6 +244,18 @@ def test_a_second_version_in_a_row_that_fails_live_calls_a_person(at: At) -> Non
     off = [row.candidate for row in stage.rows(RolloutRow) if row.status == "rolled_back"]
     assert off[0] == "2", "the first one is part of its incident, and calls nobody"
     assert calls and calls[0].startswith(f"Version {off[1]} fails under live traffic, as version 2 did")
+
+    staged = stage.kinds().count("stage_version")
+    for _ in range(45):
+        stage.days(1)
+        if stage.rows(ApprovalRow):
+            break
+    (asked,) = stage.rows(ApprovalRow)
+    assert (asked.action, asked.status) == ("stage_version", "pending")
+    assert "the last two versions failed under live traffic" in asked.reason
+    stage.days(5)
+    assert stage.kinds().count("stage_version") == staged, "nobody has said that a third one may be tried"
+    assert stage.weights() == {"1": 100}
     stage.check_books()
 
 
