@@ -67,10 +67,6 @@ def _set_weights(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
     edited = route is not None and dict(route.weights) != wanted
     if route is None or not (edited or route.served):
         route = platform.mesh.set_weights(model=intent.model, weights=wanted, key=intent.key)
-    if intent.kind == "promote":
-        platform.registry.set_alias(
-            model=intent.model, alias="champion", version=text_arg(intent, "version"), key=intent.key
-        )
     if intent.kind == "rollback":
         champion = _alias_holder(platform, intent.model)
         if champion != text_arg(intent, "to"):
@@ -80,6 +76,11 @@ def _set_weights(intent: CommittedIntent, platform: Platform) -> ActionOutcome:
     observed = route if edited else confirm(platform, intent.model, wanted)
     if observed is None:
         return ActionOutcome(status="unknown", message="the data plane does not confirm the weights that were written")
+    if intent.kind == "promote":
+        # Only what serves is called champion: where the weights are never taken, nothing has to be taken back but them.
+        platform.registry.set_alias(
+            model=intent.model, alias="champion", version=text_arg(intent, "version"), key=intent.key
+        )
     return done(
         {
             "weights": dict(wanted),

@@ -21,7 +21,7 @@ from state.decisions import ActionChanged
 from state.errors import RetryableError, StaleRevision, TerminalError
 from state.ledger import CommittedIntent
 from state.plans import ActionKind, ActionOutcome, ActionState, AgentName
-from state.rows import ActionRow, RunRow
+from state.rows import ActionRow, RolloutRow, RunRow
 from state.spec import ModelSpec
 from state.store import Connection, Fence
 from tools.ports import Platform
@@ -44,6 +44,8 @@ MAX_RETRIES = 20
 """Unavailable answers in a row before the effect counts as `unknown` and a person is called."""
 MAX_FAILURES = 3
 """Recorded failures in a row before the run gives up and a person is called."""
+NEVER_TAKEN = 3
+"""Pushes of a split that the data plane has to leave unconfirmed, beside the rollout's deadline, before its version leaves."""
 SETTLE_AGAIN = timedelta(hours=1)
 """How often an unknown effect is looked up anew."""
 log = logging.getLogger(f"steadyhand.{__name__}")
@@ -70,6 +72,10 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
     if outcome.status == "running":
         return outcome
     with crew.db.transaction() as conn:
+        abandoned = outcome.status == "unknown" and _never_taken(crew, conn, run, intent)
+        if abandoned:
+            text = f"{outcome.message}, {NEVER_TAKEN} pushes and the rollout's deadline long: the version leaves"
+            outcome = ActionOutcome(status="failed", message=text)
         state: ActionState = outcome.status if outcome.status != "done" else "done"
         _mark(crew, conn, run, intent, state, outcome, fence)
         if outcome.status == "done":
@@ -77,15 +83,39 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
             _mark(crew, conn, run, intent, "verified", outcome, fence)
             apply_verified(crew, conn, run, intent, outcome, fence=fence)
             run.body.pop("failures", None)
+            run.body.pop("pushes", None)
             if run.body.get("failing") == intent.kind:
                 del run.body["failing"]
         elif outcome.status == "unknown":
             _call_a_person(crew, conn, run, intent, outcome.message)
+        elif abandoned:
+            # Its rollback writes the split that is served, and reads that back like any other.
+            run.facts |= {"traffic_on_champion": False, "rolled_back": False, "healthy_champion_known": True}
+            give_up(crew, conn, run, "escalated", outcome.message, fence=fence)
         else:
             _note_failure(crew, conn, run, intent.kind, outcome.message, fence)
         run.body.pop("retries", None)
         store.put(conn, run, fence=fence)
     return outcome
+
+
+def _never_taken(crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent) -> bool:
+    """Count a push that the data plane did not confirm; whether the rollout has waited long enough for it.
+
+    Only where the version can leave: what serves stays as it was, and the document is put back to it.
+    """
+    rollout = store.get(conn, RolloutRow, str(intent.args.get("rollout", "")))
+    action = ledger.get(conn, intent.key)
+    if intent.kind not in ("shift_traffic", "run_ab_test", "promote") or rollout is None or rollout.stable is None:
+        return False
+    n_pushes = int(str(run.body.get("pushes", 0))) + 1
+    run.body["pushes"] = n_pushes
+    if n_pushes < NEVER_TAKEN or action is None or not run.facts.get("version_staged"):
+        return False
+    over = crew.clock.now() >= action.created_at + crew.platform.specs[run.model].rollout.deadline
+    if over:
+        del run.body["pushes"]
+    return over
 
 
 def _note_failure(crew: Crew, conn: Connection, run: RunRow, kind: ActionKind, message: str, fence: Fence) -> None:

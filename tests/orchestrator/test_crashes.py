@@ -265,6 +265,36 @@ def test_weights_that_the_data_plane_did_not_take_over_are_pushed_again_and_neve
     stage.check_books()
 
 
+@pytest.mark.parametrize(("moment", "kind"), [
+    pytest.param("before", "shift_traffic", id="the-first-step"),
+    pytest.param("ab_test", "promote", id="the-promotion"),
+])  # fmt: skip
+def test_a_version_whose_share_is_never_taken_leaves_and_a_person_knows(at: At, moment: str, kind: str) -> None:
+    stage = at(moment)
+    incident_id = stage.incidents()[0].id
+    stage.world.faults.add(Fault(method="mesh.set_weights", kind="not_applied", times=None))
+    for _ in range(14):
+        stage.days(1)
+        shift = next((a for a in stage.rows(ActionRow) if a.kind == kind and a.subject_id == incident_id), None)
+        if shift is not None and shift.state == "failed":
+            break
+    if kind == "promote":
+        # It serves a part already, and keeps it for as long as the data plane takes nothing at all.
+        stage.world.faults.clear()
+    stage.days(2)
+
+    assert shift is not None
+    assert shift.state == "failed"
+    assert "the data plane does not confirm the weights" in shift.message
+    assert [m for m in stage.messages() if f"the effect of {kind} is unknown" in m.title]
+    assert stage.champion() == "1"
+    route = stage.world.model("churn").route
+    assert route is not None
+    assert route.weights == route.applied == {"1": 100}
+    assert [i.resolution for i in stage.incidents() if i.id == incident_id] == ["escalated"]
+    stage.check_books()
+
+
 def test_a_lasting_outage_of_the_outcomes_holds_and_calls_a_person_once(quick: Quick) -> None:
     with quick() as stage:
         stage.start()
