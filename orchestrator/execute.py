@@ -76,8 +76,8 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
         if abandoned:
             text = f"{outcome.message}, {NEVER_TAKEN} pushes and the rollout's deadline long: the version leaves"
             outcome = ActionOutcome(status="failed", message=text)
-        state: ActionState = outcome.status if outcome.status != "done" else "done"
-        _mark(crew, conn, run, intent, state, outcome, fence)
+        assert outcome.status != "running"
+        _mark(crew, conn, run, intent, outcome.status, outcome, fence)
         if outcome.status == "done":
             # The agents read the target back before they say `done`: what they saw is the verification.
             _mark(crew, conn, run, intent, "verified", outcome, fence)
