@@ -69,15 +69,15 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
         raise
     except TerminalError as exc:
         outcome = ActionOutcome(status="failed", message=str(exc))
+    abandoned = outcome.status == "unknown" and _never_taken(crew, run, intent)
+    if abandoned:
+        text = f"{outcome.message}, {NEVER_TAKEN} pushes and the rollout's deadline long: the version leaves"
+        outcome = ActionOutcome(status="failed", message=text)
     if outcome.status == "running":
         return outcome
     with crew.db.transaction() as conn:
-        abandoned = outcome.status == "unknown" and _never_taken(crew, conn, run, intent)
-        if abandoned:
-            text = f"{outcome.message}, {NEVER_TAKEN} pushes and the rollout's deadline long: the version leaves"
-            outcome = ActionOutcome(status="failed", message=text)
-        assert outcome.status != "running"
-        _mark(crew, conn, run, intent, outcome.status, outcome, fence)
+        state: ActionState = outcome.status if outcome.status != "done" else "done"
+        _mark(crew, conn, run, intent, state, outcome, fence)
         if outcome.status == "done":
             # The agents read the target back before they say `done`: what they saw is the verification.
             _mark(crew, conn, run, intent, "verified", outcome, fence)
@@ -99,13 +99,14 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
     return outcome
 
 
-def _never_taken(crew: Crew, conn: Connection, run: RunRow, intent: CommittedIntent) -> bool:
+def _never_taken(crew: Crew, run: RunRow, intent: CommittedIntent) -> bool:
     """Count a push that the data plane did not confirm; whether the rollout has waited long enough for it.
 
     Only where the version can leave: what serves stays as it was, and the document is put back to it.
     """
-    rollout = store.get(conn, RolloutRow, str(intent.args.get("rollout", "")))
-    action = ledger.get(conn, intent.key)
+    with crew.db.transaction() as conn:
+        rollout = store.get(conn, RolloutRow, str(intent.args.get("rollout", "")))
+        action = ledger.get(conn, intent.key)
     if intent.kind not in ("shift_traffic", "run_ab_test", "promote") or rollout is None or rollout.stable is None:
         return False
     n_pushes = int(str(run.body.get("pushes", 0))) + 1
