@@ -31,7 +31,7 @@ def matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagn
             return row
         if row.cause not in BROKEN - {"skew"} and diagnosis.cause not in BROKEN:
             return row  # worse predictions and moved inputs are what skew looks like as well
-        if _is_explained(conn, spec, row, signal):
+        if _is_explained(conn, spec, row, signal) or _is_skew_after_all(row, signal):
             return row
     return None
 
@@ -54,12 +54,23 @@ def _is_explained(conn: Connection, spec: ModelSpec, incident: IncidentRow, sign
     )  # fmt: skip
 
 
+def _is_skew_after_all(incident: IncidentRow, signal: Signal) -> bool:
+    """Whether faulty values turn out to be what serving and training read differently: the feature store can be asked
+    again, or the offline values have come."""
+    columns = incident.body.get("columns")
+    if signal.name != "skew" or incident.cause != "data_fault" or not isinstance(columns, list):
+        return False
+    return bool({str(column).split("/")[-1] for column in columns} & {*signal.details["skewed"]})
+
+
 def is_something_else(incident: IncidentRow, signal: Signal, diagnosis: Diagnosis) -> bool:
     """Whether the incident is about something else than it was taken for, now that the signal has joined it."""
     if incident.body.get("in_doubt") and signal.name != "label_fault":
         return True
     if diagnosis.cause == "label_fault":
         return incident.cause not in BROKEN
+    if _is_skew_after_all(incident, signal):
+        return True
     return (
         _is_narrower(incident, diagnosis)
         or _is_wider(incident, signal, diagnosis)

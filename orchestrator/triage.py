@@ -176,14 +176,17 @@ def _rediagnose(
     incident.cause, incident.signal = diagnosis.cause, signal.name
     incident.title = _title(spec, signal, diagnosis)
     incident.body |= {"size": signal.size, "text": signal.text}
+    fault, out = fault_body(signal, spec), list[JsonValue]()
+    if signal.name == "skew" and isinstance(known := incident.body.get("quarantined"), list):
+        # The same values, known better: the days that they spoilt so far are days of the skew.
+        fault, out = joined(incident.body, fault), known
     for name in ("days", "quarantined", "missing", "unlabelled", "by_score", "in_doubt", "asking", "symptom"):
         incident.body.pop(name, None)
-    fault = fault_body(signal, spec)
     if fault:
-        incident.body |= {**fault, "quarantined": []}
+        incident.body |= {**fault, "quarantined": out}
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
         if fault:
-            withdraw_questions(crew, conn, run, "what was asked rests on labels that are not to be trusted")
+            withdraw_questions(crew, conn, run, f"it is about something else: {diagnosis.cause.replace('_', ' ')}")
             run.facts["owner_told"] = False
         run.facts |= {"bad_days_known": False, "fault_contained": False, **_story(signal)}
         if diagnosis.cause == "segment_regression" and "rollout_id" not in run.body:

@@ -121,3 +121,25 @@ def test_a_store_that_does_not_answer_stops_no_other_look(quick: Quick) -> None:
         assert stage.incidents() == []
         noted = [d for d in stage.log() if d.kind == "observed" and d.verdict == "not_compared"]
         assert len(noted) == 3
+
+
+def test_faulty_values_are_known_as_skew_once_the_store_can_be_asked(quick: Quick) -> None:
+    with quick(truth=LONG) as stage:
+        stage.start()
+        stage.days(5)
+        outage = Fault(method="features.*", kind="outage", times=None)
+        stage.world.faults.add(outage)
+        first = release(stage, 0.3)
+        stage.days(2)
+        (incident,) = stage.incidents()
+        assert (incident.cause, incident.body["quarantined"]) == ("data_fault", incident.body["days"])
+
+        stage.world.faults.clear()
+        stage.days(5)
+        (incident,) = stage.incidents()
+        assert (incident.cause, incident.resolution) == ("skew", "features_rolled_back")
+        assert rollbacks(stage) == [{"revision": "1"}]
+        assert len(incident.body["days"]) == 3  # type: ignore[arg-type]
+        assert stage.world.model(MODEL).quarantined == incident.body["days"]
+        assert first == incident.body["days"][0]
+        stage.check_books()
