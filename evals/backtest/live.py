@@ -100,7 +100,8 @@ def history_needed(recording: Recording) -> int:
             break
         first = recording.labels_of(day).group_by(ID).agg(pl.col(AVAILABLE).min())[AVAILABLE]
         waited = (first - midnight(recording.first_day)).to_list()
-        known_after = sorted([*known_after, *(-(-time // DAY) for time in waited)])[:enough]
+        due = since + 1 - (-recording.spec.data.label.delay // DAY)
+        known_after = sorted([*known_after, *(max(due, -(-time // DAY)) for time in waited)])[:enough]
     return max(least, known_after[-1]) if len(known_after) == enough else least
 
 

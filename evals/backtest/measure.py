@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import polars as pl
 
+from agents.base import matured_until
 from evals.backtest.classic import Classic, ClassicSources, Firing, refits_of, run_classic
 from evals.backtest.live import Lived
 from evals.backtest.predictions import ID, TIME
@@ -144,7 +145,9 @@ def _classic(
     sources = ClassicSources(
         rows=partial(_rows, recording), known=partial(_known, recording), final=partial(finally_labelled, lived)
     )
-    reference = recording.fitting_rows(start=None, end=start, as_of=start, excluded_days=())
+    read = partial(recording.fitting_rows, start=None, as_of=start, excluded_days=())
+    reference = read(end=matured_until(start, recording.spec.data.label.delay))
+    reference = reference if reference.height else read(end=start)
     # The rule knows nothing of quarantine: it is what a team without this loop would run.
     blind = replace(schedule, excluded_days=lambda at: ())
     return run_classic(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from agents.base import matured_until
 from evals.backtest.days import Recent
 from evals.backtest.models import RecordedModels
 from evals.backtest.predictions import FLAGS, ID, TIME
@@ -48,7 +49,7 @@ class RecordedWorld(World):
 
     def rows(self, model: str, day: date) -> Day:
         self.model(model)
-        return self._rows.get(day.isoformat(), functools.partial(self._read, day.isoformat()))
+        return self._rows.get(day.isoformat(), partial(self._read, day.isoformat()))
 
     def _read(self, day: str) -> Day:
         frame = self.recording.rows_of(day).select(self.recording.row_columns())
@@ -70,13 +71,13 @@ class RecordedWorld(World):
             return None
         if day not in self.recording.days:
             return self._unasked.get(
-                tuple(arm.version for arm in self._arms[day].arms), functools.partial(self._answered, model, day)
+                tuple(arm.version for arm in self._arms[day].arms), partial(self._answered, model, day)
             )
-        return self._records.get(day, functools.partial(self._answered, model, day))
+        return self._records.get(day, partial(self._answered, model, day))
 
     def labelled(self, model: str, day: str) -> pl.DataFrame:
         self.model(model)
-        return self._labels.get(day, functools.partial(self._join_labels, model, day))
+        return self._labels.get(day, partial(self._join_labels, model, day))
 
     def _answered(self, model: str, day: str) -> DayRecord:
         rows = self.rows(model, date.fromisoformat(day))
@@ -111,11 +112,16 @@ class RecordedWorld(World):
     def known_rows(
         self, *, start: datetime | None, end: datetime, as_of: datetime, excluded_days: Collection[str]
     ) -> pl.DataFrame:
-        """Labelled rows that were served by now, with the labels known by now at the latest."""
+        """Labelled rows that have had the label delay by now, with the labels known by now at the latest.
+
+        Of newer rows only the labels that came early are known, which are others than those to come: churn is seen at
+        once, and its absence when the delay is over. They stand in where no row has had the delay.
+        """
         now = self.clock.now()
-        return self.recording.training_rows(
-            start=start, end=min(end, now), as_of=min(as_of, now), excluded_days=excluded_days
-        )
+        read = partial(self.recording.training_rows, start=start, as_of=min(as_of, now), excluded_days=excluded_days)
+        due = matured_until(now, self.recording.spec.data.label.delay)
+        rows = read(end=min(end, due))
+        return rows if rows.height or end <= due else read(end=min(end, now))
 
 
 def _history_sha256(recording: Recording, start: date) -> str:

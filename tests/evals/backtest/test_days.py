@@ -10,7 +10,7 @@ from evals.backtest.days import STRETCH_ROWS, StoredDays
 from evals.backtest.recording import record
 from evals.backtest.world import RecordedWorld
 from evals.world.records import ServedDay
-from tests.evals.backtest.history_files import START, history, no_progress
+from tests.evals.backtest.history_files import START, History, history, no_progress
 
 PER_DAY = STRETCH_ROWS // 2 - 1
 """Two days a stretch."""
@@ -70,3 +70,23 @@ def test_days_without_rows_are_passed_over(tmp_path: Path) -> None:
     assert world.served_between(model, served[0], served[-1]) == [served[0], served[7]]
     assert world.served_between(model, served[1], served[3]) == [served[1]]  # one stands for all, and has its columns
     assert date.fromisoformat(served[7]) == START + timedelta(days=14)
+
+
+def test_labels_that_came_early_are_not_read_for_those_that_will_come(tmp_path: Path) -> None:
+    given = history(n_days=14)
+    early = pl.when(pl.col("label") == 1).then(pl.col("available_at") - pl.duration(hours=47))
+    labels = given.labels.with_columns(early.otherwise("available_at").alias("available_at"))
+    given = History(spec=given.spec, predictions=given.predictions, labels=labels)
+    recording = record(given.spec, *given.write(tmp_path / "files"), tmp_path / "days", progress=no_progress)
+
+    def share(first: date, start: date) -> tuple[date, float]:
+        world = RecordedWorld(tmp_path / f"{first}-{start}", recording, start=start)
+        now = world.clock.now()
+        since = datetime(first.year, first.month, first.day, tzinfo=UTC)
+        rows = world.known_rows(start=since, end=now, as_of=now, excluded_days=())
+        return rows["event_time"].max().date(), float(rows["label"].mean())  # type: ignore[union-attr,arg-type]  # times, numbers
+
+    day, usual = share(START, START + timedelta(days=10))
+    assert day == START + timedelta(days=7) and usual < 0.9
+    # Where no row has had its delay, those are all there is.
+    assert share(START + timedelta(days=8), START + timedelta(days=10)) == (START + timedelta(days=9), 1.0)
