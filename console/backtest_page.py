@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from console.backtest_story import condensed
 from console.backtest_text import headline, repeated, way_rows
 from console.backtest_types import BacktestResult, BlockMetric
 from console.charts import ROLLING_BLOCKS, Mark, MetricLines, Span, block_time, rolling
@@ -47,7 +48,9 @@ def render_page(result: BacktestResult) -> str:
     """The page. Every text of the result is data: it is escaped, and the page runs no script."""
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.globals |= {"shown": lambda value: shown(value, result.metric.name), "repeated": repeated}
+    environment.globals |= {
+        "shown": lambda value: shown(value, result.metric.name), "condensed": condensed, "repeated": repeated,
+    }  # fmt: skip
     template = environment.get_template("backtest.html.j2")
     return template.render(r=result, headline=headline(result), ways=way_rows(result), plots=_plots(result))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from console.backtest_types import Incident, Moment, Question
@@ -14,6 +15,8 @@ from state.rows import ActionRow, ApprovalRow
 
 REPEATED = frozenset({"denied", "failed", "would", "question", "backtest", "told"})
 """First words of what may come again and again without anything new in it."""
+QUARANTINED = "quarantined"
+"""First word of what comes day by day while a fault lasts."""
 
 OPEN = frozenset({"void", "unanswered"})
 """What becomes of a question that nobody answered: newer figures took its place, or it expired."""
@@ -26,24 +29,51 @@ def live_day(at: datetime) -> str:
     return (at - timedelta(microseconds=1)).date().isoformat()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What a person reads of one moment, or of several that say the same."""
+
+    moment: Moment
+    times: int = 1
+    until: str | None = None
+    """The day on which it came the last time."""
+
+
 def timeline(records: Records, *, first_champion: str) -> list[Moment]:
-    """What a person wants to read, oldest first; what only repeats itself stands once."""
+    """Every moment, oldest first, as it was told on its day: what comes later changes none of them."""
     actions = {action.id: action for action in records.actions}
     questions = {row.id: row for row in records.approvals}
-    found: list[Moment] = []
+    return [
+        Moment(
+            day=live_day(entry.decision.at), what=what, why=why, about=_asked_by(entry.decision, questions) or why
+        )
+        for entry in records.entries
+        for what, why in _told(entry.decision, actions, questions, first_champion)
+    ]  # fmt: skip
+
+
+def condensed(moments: Sequence[Moment]) -> list[Line]:
+    """The moments for reading: what only repeats itself stands once, in the words of the last time."""
+    found: list[Line] = []
     place: dict[tuple[str, str], int] = {}
-    for entry in records.entries:
-        for what, why in _told(entry.decision, actions, questions, first_champion):
-            moment = Moment(day=live_day(entry.decision.at), what=what, why=why)
-            key = (what, _asked_by(entry.decision, questions) or why)
-            known = place.get(key)
-            if known is not None and what.split(maxsplit=1)[0].rstrip(":") in REPEATED:
-                earlier = found[known]
-                found[known] = earlier.model_copy(update={"times": earlier.times + 1, "until": moment.day, "why": why})
-                continue
-            place[key] = len(found)
-            found.append(moment)
+    for moment in moments:
+        first = moment.what.split(maxsplit=1)[0].rstrip(":")
+        key = (first if first == QUARANTINED else moment.what, moment.about)
+        at = place.get(key)
+        if at is not None and (first in REPEATED or (first == QUARANTINED and _follows(moment, found[at]))):
+            earlier = found[at]
+            again = earlier.moment.model_copy(update={"why": moment.why})
+            found[at] = Line(moment=again, times=earlier.times + 1, until=moment.day)
+            continue
+        place[key] = len(found)
+        found.append(Line(moment=moment))
     return found
+
+
+def _follows(moment: Moment, line: Line) -> bool:
+    """Whether it came on the day of the line or the one after."""
+    last = date.fromisoformat(line.until or line.moment.day)
+    return date.fromisoformat(moment.day) - last <= timedelta(days=1)
 
 
 def _asked_by(decision: AnyDecision, questions: dict[str, ApprovalRow]) -> str:
@@ -59,7 +89,7 @@ def with_releases(moments: Sequence[Moment], releases: Sequence[Release], last: 
     found = [
         Moment(
             day=r.first.date().isoformat(), what=f"recorded release: version {r.version}",
-            why=f"your own model answered as this version until {r.last:%Y-%m-%d}; the loop knew nothing of it",
+            why="your own model answered as this version for the first time; the loop knew nothing of it",
         )
         for r in releases[1:] if r.first.date() <= last
     ]  # fmt: skip

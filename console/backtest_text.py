@@ -6,6 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from console.backtest_story import Line, condensed
 from console.backtest_types import BacktestResult, Harm
 from console.figures import counted, figure
 from console.summary_text import NONE, shown
@@ -119,13 +120,14 @@ def _timeline(result: BacktestResult) -> RenderableType:
     if not result.timeline:
         return Text("No decision worth a line.")
     table = _table("Timeline", "day", "what", "why")
-    for moment in result.timeline:
-        table.add_row(Text(moment.day), Text(repeated(moment.what, moment.times, moment.until)), Text(moment.why))
+    for line in condensed(result.timeline):
+        table.add_row(Text(line.moment.day), Text(repeated(line)), Text(line.moment.why))
     return table
 
 
-def repeated(what: str, times: int, until: str | None) -> str:
-    return f"{what} ({times} times until {until})" if times > 1 else what
+def repeated(line: Line) -> str:
+    what = line.moment.what
+    return f"{what} ({line.times} times until {line.until})" if line.times > 1 else what
 
 
 def _questions(result: BacktestResult) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from state.canonical import digest
 
@@ -17,9 +17,8 @@ class Moment(Part):
     day: str
     what: str
     why: str
-    times: int = 1
-    """How often the same came again, the last time on `until`."""
-    until: str | None = None
+    about: str = Field(default="", exclude=True)
+    """What it is about, where the same comes again in other words."""
 
 
 class Incident(Part):

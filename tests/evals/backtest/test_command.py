@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from console.backtest import BacktestRequest, backtest
 from console.backtest_page import render_page
+from console.backtest_story import condensed
 from console.backtest_text import headline, way_rows
-from console.backtest_types import BacktestResult
+from console.backtest_types import BacktestResult, Moment
 from console.cli.app import app
 from evals.world.truth import Drift
 from state.errors import InputError
@@ -96,8 +97,8 @@ def test_a_history_that_allows_no_training_has_no_controls(turned: History, tmp_
     found = backtest(files(bare, tmp_path, n_days=16))
 
     assert not found.trains
-    [wanted] = [moment for moment in found.timeline if moment.what == "would have: backtest recipe"]
-    assert wanted.why.startswith("nothing can be trained here")
+    [wanted] = [line for line in condensed(found.timeline) if line.moment.what == "would have: backtest recipe"]
+    assert wanted.moment.why.startswith("nothing can be trained here")
     assert found.metric.always is None and found.metric.classic is None
     assert found.metric.served == found.metric.never
     assert [row[4] for row in way_rows(found)][2:] == ["nothing can be trained here"] * 2
@@ -110,11 +111,33 @@ def test_a_denial_is_told_in_the_words_of_policy(tmp_path: Path) -> None:
 
     found = backtest(files(given, tmp_path))
 
-    [denied] = [moment for moment in found.timeline if moment.what == "denied: backtest recipe"]
-    assert "autonomy-watch-only" in denied.why
-    assert "lets the system observe" in denied.why
+    [denied] = [line for line in condensed(found.timeline) if line.moment.what == "denied: backtest recipe"]
+    assert "autonomy-watch-only" in denied.moment.why
+    assert "lets the system observe" in denied.moment.why
     assert found.denied["autonomy-watch-only"] >= denied.times
     assert found.backtests == found.trainings == 0
+
+
+def test_what_repeats_itself_is_told_on_each_day_and_read_once() -> None:
+    def moment(day: int, what: str, why: str, about: str = "") -> Moment:
+        return Moment(day=f"2026-03-{day:02}", what=what, why=why, about=about or why)
+
+    told = [
+        moment(2, "quarantined: 2026-03-02", "data fault"),
+        moment(3, "quarantined: 2026-03-03", "data fault"),
+        moment(3, "question: quarantine data?", "21 days", about="run"),
+        moment(4, "quarantined: 2026-03-04", "data fault"),
+        moment(9, "question: quarantine data?", "27 days", about="run"),
+        moment(9, "quarantined: 2026-03-09", "data fault"),
+    ]
+
+    lines = condensed(told)
+
+    assert [(line.moment.day, line.times, line.until) for line in lines] == [
+        ("2026-03-02", 3, "2026-03-04"), ("2026-03-03", 2, "2026-03-09"), ("2026-03-09", 1, None),
+    ]  # fmt: skip
+    assert lines[1].moment.why == "27 days"
+    assert told[2].why == "21 days" and "about" not in told[2].model_dump()
 
 
 def called(*args: object) -> Any:
