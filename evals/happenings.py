@@ -72,7 +72,9 @@ class Happenings:
 
     def never_happened(self, scene: Scene) -> list[str]:
         """Entries whose moment did not come, and those that found nothing to happen to."""
-        waiting = [f"{entry.inject} waited for {entry.when} from day {entry.day} on" for entry in self._coming]
+        waiting = [
+            f"{entry.inject} waited for {entry.when or 'a question'} from day {entry.day} on" for entry in self._coming
+        ]
         unseen = [
             f"export of day {began}: no training ended while it held"
             for began in [scene.began.get("export")]
@@ -119,6 +121,10 @@ class Happenings:
 
 
 def _is_time(scene: Scene, entry: AnyInjection, day: int) -> bool:
+    if isinstance(entry, Forgery) and not _pending(scene):
+        return False
+    if isinstance(entry, Forgery) and entry.when is None:
+        return day >= entry.day
     if entry.when is None or day < entry.day:
         return day == entry.day
     model = _one_model(scene, entry)
@@ -132,6 +138,12 @@ def _is_time(scene: Scene, entry: AnyInjection, day: int) -> bool:
             return max(shares, default=0) >= scene.world.specs[model].rollout.ab_test.percent
         case "bake":
             return champion != "1" and bool(shares)
+
+
+def _pending(scene: Scene) -> bool:
+    """Whether a question waits for its answer."""
+    with scene.crew.db.transaction() as conn:
+        return bool(store.select(conn, ApprovalRow, status="pending"))
 
 
 def _amiss(scene: Scene, entry: AnyInjection, why: str) -> None:
@@ -292,10 +304,7 @@ def _command(scene: Scene, entry: Stop | GoOn, *, stopped: bool) -> None:
 def _forge(scene: Scene, entry: Forgery) -> None:
     """Write an answer into the table of questions, past every door."""
     with scene.crew.db.transaction() as conn:
-        pending = store.select(conn, ApprovalRow, status="pending")
-        if not pending:
-            _amiss(scene, entry, "no question is pending that it could answer")
-        for row in pending:
+        for row in store.select(conn, ApprovalRow, status="pending"):
             row.status, row.answered_at = "approved", scene.clock.now()
             row.answered_by = {"stranger": "mallory", "agent": "deployment", "other_digest": "approver"}[entry.claims]
             if entry.claims == "other_digest":

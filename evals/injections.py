@@ -217,7 +217,7 @@ class SecondWorker(Injection):
 
 
 class Forgery(Injection):
-    """Somebody writes an answer to a pending question that no person gave."""
+    """Somebody writes an answer to a pending question that no person gave: on the first morning, from `day` on, with one."""
 
     inject: Literal["forged_answer"]
     claims: Literal["stranger", "agent", "other_digest"]

@@ -90,6 +90,14 @@ def test_a_fault_waits_for_its_moment_and_one_that_never_came_fails_the_run() ->
     assert "waited for canary" in result.why["happened"]
 
 
+def test_a_forged_answer_waits_for_a_question() -> None:
+    forged = {"day": 1, "inject": "forged_answer", "claims": "stranger"}
+
+    result = run_job(Job(scenario=scenario(timeline=[forged]), seed=1))
+
+    assert result.why["happened"] == "forged_answer waited for a question from day 1 on"
+
+
 def test_an_export_that_no_training_made_says_nothing() -> None:
     result = run_job(Job(scenario=scenario(timeline=[{"day": 1, "inject": "export", "for_days": 2}]), seed=1))
 
