@@ -18,15 +18,21 @@ TENTATIVE = frozenset({"insufficient_evidence", "covariate_shift_harmless"})
 OF_THE_RELATION = ("concept_drift", "covariate_shift_harmful", "prior_shift")
 
 
-def matching(conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis) -> IncidentRow | None:
+def matching(
+    conn: Connection, spec: ModelSpec, signal: Signal, diagnosis: Diagnosis, *, beside: IncidentRow | None = None
+) -> IncidentRow | None:
     """An open incident of the same cause, or of the same signal: what explains the one explains the other.
 
-    So does the symptom of labels in doubt, where it is taken for what it is after all.
+    So does, first of all, the symptom of labels in doubt, where it is taken for what it is after all. With `beside`, another
+    incident than that.
     """
-    for row in store.select(conn, IncidentRow, model=spec.model, status="open"):
+    rows = store.select(conn, IncidentRow, model=spec.model, status="open")
+    rows = [row for row in rows if beside is None or row.id != beside.id]
+    for row in rows:
         symptom = row.body.get("symptom")
         if isinstance(symptom, dict) and row.body.get("in_doubt") and symptom["name"] == signal.name:
             return row
+    for row in rows:
         if row.cause == diagnosis.cause or row.signal == signal.name:
             return row
         if row.cause not in BROKEN - {"skew"} and diagnosis.cause not in BROKEN:

@@ -293,6 +293,7 @@ CLOSING = {
     "gates_failed": "a candidate was trained and misses a gate of the spec; the champion stays",
     "handed_over": "nothing here remedies it by itself; the owner has what was found and decides",
     "new_normal": "the change has lasted and is the new normal; the model is judged by its losses on such rows",
+    "joined": "the labels are right, and another open incident is about the same change",
     "arrived": "what was missing has come and is sound",
     "quarantined": "the faulty days are out of training and judgement, and the data has been sound since",
     "features_rolled_back": "the feature view is back at its earlier revision, and served values agree with offline ones",

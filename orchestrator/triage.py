@@ -14,7 +14,7 @@ from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
 from orchestrator.gate import withdraw_questions
 from orchestrator.matching import BROKEN, faulty_columns, is_something_else, matching, shares_cause_with
 from orchestrator.quiet import is_quiet
-from orchestrator.runs import cite, new_run
+from orchestrator.runs import cite, end_run, new_run
 from orchestrator.signals import Signal, fault_body, joined
 from orchestrator.symptoms import symptoms_of
 from state import log, store
@@ -47,15 +47,28 @@ def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence
             "text": signal.text, "block": signal.block, "champion": champion_version(conn, spec.model), **signal.details,
         },
     )  # fmt: skip
+    other = None
     if incident is None:
         incident = _open(crew, conn, spec, signal, diagnosis, fence)
         row.incident_id = incident.id
     else:
         if is_something_else(incident, signal, diagnosis):
+            if incident.body.get("in_doubt"):
+                other = matching(conn, spec, signal, diagnosis, beside=incident)
             _rediagnose(crew, conn, spec, incident, signal, diagnosis, fence)
         _join(crew, conn, spec, incident, signal, diagnosis, fence)
     store.put(conn, row, fence=fence)
     _keep_diagnosis(crew, conn, incident, diagnosis, fence)
+    if other is not None:
+        _fold(crew, conn, incident, other, fence)
+
+
+def _fold(crew: Crew, conn: Connection, incident: IncidentRow, other: IncidentRow, fence: Fence) -> None:
+    """Close an incident that turned out to be about what another one, which goes on, is about."""
+    incident.body["part_of"] = other.id
+    store.put(conn, incident, fence=fence)
+    for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
+        end_run(crew, conn, run, "joined", fence=fence)
 
 
 TITLES = {

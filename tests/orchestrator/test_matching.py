@@ -87,3 +87,24 @@ def test_everything_that_was_said_of_the_champion_stays_quiet_once_it_is_answere
 
         assert hear(DRIFT) == hear(ALARM) == [], "answered, and no larger"
         assert hear(WON) == ["challenger_better"], "it had beaten another champion"
+
+
+def test_labels_that_were_in_doubt_beside_an_incident_of_the_same_change_become_part_of_it(quick: Quick) -> None:
+    doubt = Signal(
+        name="label_fault", text="in doubt", size=3.0, onset="2026-03-02", blocks=["2026-03-02"],
+        details={"in_doubt": True, "asking": False, "for": ["a step"], "against": [], "symptom": ALARM.model_dump()},
+    )  # fmt: skip
+    with quick() as stage:
+        stage.start()
+        stage.days(1)
+        for signal in (ALARM, doubt, ALARM):
+            for run in stage.rows(RunRow, status=["ready", "waiting"]):
+                # A version is on its way: the incident of the loss goes on with that.
+                stage.put(run.model_copy(update={"body": {**run.body, "rollout_id": "r"}}))
+            with stage.crew.db.transaction() as conn:
+                take_in(stage.crew, conn, stage.spec, signal, None)  # type: ignore[arg-type]
+
+        first, cleared = stage.rows(IncidentRow)
+        assert (first.status, first.cause) == ("open", "concept_drift")
+        assert (cleared.status, cleared.cause, cleared.resolution) == ("closed", "concept_drift", "joined")
+        assert cleared.body["part_of"] == first.id
