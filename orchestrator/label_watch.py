@@ -23,6 +23,7 @@ from state.spec import ModelSpec
 from state.store import Connection, Fence
 from tools.drift.calibration import calibration_alarms, tolerated
 from tools.drift.dependence import Dependence, depends_on
+from tools.drift.label_verdict import BROKEN as BROKEN_LABELS
 from tools.drift.label_verdict import LabelVerdict, judge_change
 from tools.drift.labels import STEP, Change, LabelCounts, LabelReference, distance, find_change, is_like
 from tools.drift.performance import block_of
@@ -253,7 +254,10 @@ def _dependence(crew: Crew, case: _Case, change: Change) -> Dependence | None:
     )  # fmt: skip
     ours, theirs = (frame.filter(pl.col("block").is_in(blocks)) for blocks in (since, before))
     features = {feature.name: feature.type for feature in spec.features}
-    return depends_on(ours, theirs if theirs.height else None, curve=case.reference.curve, features=features)
+    return depends_on(
+        ours, theirs if theirs.height else None, curve=case.reference.curve, features=features,
+        kept=change.best(*BROKEN_LABELS).kept,
+    )  # fmt: skip
 
 
 def _inputs_moved(conn: Connection, spec: ModelSpec, change: Change) -> bool:

@@ -11,7 +11,7 @@ import polars as pl
 from scipy.special import expit
 
 from tools.drift.dependence import depends_on
-from tools.drift.label_verdict import LabelVerdict, judge_change
+from tools.drift.label_verdict import BROKEN, LabelVerdict, judge_change
 from tools.drift.labels import LabelCounts, find_change, reference_of
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -36,6 +36,8 @@ class LabelWorld:
     day_sd: float = 0.15
     rho: float = 0.3
     intercept: float = -1.0
+    missed: float = 0.0
+    """Of a signal as strong as the score's own, how much the score does not know, before the change and after it."""
 
     def days(self, n_days: int) -> list[pl.DataFrame]:
         rng = np.random.default_rng(self.seed)
@@ -64,6 +66,7 @@ class LabelWorld:
             signal = (1 - size) * signal
         if self.kind == "segment":
             signal = np.where(plan == 0, (1 - 2 * size) * signal, signal)
+        signal = signal + self.missed * (inputs @ other)
         shift = size if self.kind == "prior" else 0.0
         label = (rng.random(n_rows) < expit(self.intercept + shift + signal + effect)).astype(np.float64)
         hit = rng.random(n_rows) < size
@@ -85,5 +88,6 @@ class LabelWorld:
         if change is None:
             return None
         frames = [pl.concat(part) for part in (days[n_reference - n_live : n_reference], days[n_reference:])]
-        depends = depends_on(frames[1], frames[0], curve=reference.curve, features=FEATURES)
+        kept = change.best(*BROKEN).kept
+        depends = depends_on(frames[1], frames[0], curve=reference.curve, features=FEATURES, kept=kept)
         return judge_change(change, depends, inputs_moved=False)

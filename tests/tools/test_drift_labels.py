@@ -90,9 +90,14 @@ def test_healthy_worlds_are_hardly_ever_under_suspicion(rho: float, day_sd: floa
     ("world", "kind", "at_least"),
     [
         pytest.param({"kind": "flip", "size": 0.4}, "fault", 11, id="forty-percent-flipped"),
+        pytest.param({"kind": "flip", "size": 1.0}, "fault", 12, id="classes-swapped"),
+        pytest.param(
+            {"kind": "flip", "size": 1.0, "missed": 0.4}, "fault", 11, id="swapped-under-a-score-that-misses-much"
+        ),
         pytest.param({"kind": "gained", "size": 0.2}, "fault", 10, id="a-fifth-of-class-0-reported-as-1"),
         pytest.param({"kind": "lost", "size": 0.5, "rows": 2_000}, "fault", 11, id="half-of-class-1-lost"),
         pytest.param({"kind": "concept", "size": 0.5}, "world", 12, id="a-turned-concept"),
+        pytest.param({"kind": "concept", "size": 1.5}, "world", 12, id="a-concept-turned-beyond-a-quarter"),
         pytest.param({"kind": "fade", "size": 0.5}, "world", 11, id="a-fading-signal"),
         pytest.param({"kind": "prior", "size": 0.9}, "world", 11, id="other-odds"),
         pytest.param({"kind": "segment", "size": 1.0}, "world", 9, id="one-segment"),

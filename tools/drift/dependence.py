@@ -47,13 +47,15 @@ def depends_on(
     *,
     curve: Floats,
     features: Mapping[str, str],
+    kept: float = 1.0,
 ) -> Dependence | None:
     """Test every feature; None where too few blocks can be compared.
 
     Frames have `block`, `label`, `score` and the features; `features` gives their types, and text is passed over.
     `curve` is P(label 1) by score cell. Per block the label is regressed on the curve and the column; the coefficients'
     means are compared, with the variation of both windows' blocks. Labels that are wrong in a share of the rows,
-    whatever the row, attenuate what the score says and bring in no feature.
+    whatever the row, leave `kept` of what they depended on before and bring in no feature. A score that leaves something
+    to its features has such a dependence always: labels that are all flipped turn it round, and follow nothing new.
     """
     frames = [current] if reference is None else [current, reference]
     columns = dict(_columns(pl.concat([f.select("label", *features) for f in frames]), features))
@@ -66,22 +68,22 @@ def depends_on(
     if len(ours) + len(theirs) < MIN_BLOCKS + (1 if len(theirs) else 0) or not len(ours):
         return None
     found = [
-        _test(name, ours[:, at], theirs[:, at], n_columns=len(columns)) for at, name in enumerate(columns)
+        _test(name, ours[:, at], theirs[:, at], kept=kept, n_columns=len(columns)) for at, name in enumerate(columns)
     ]  # fmt: skip
     # A large effect that chance may show is no effect: the surest one that is large enough comes first.
     return min(found, key=lambda one: (not one.is_real, one.p_value))
 
 
-def _test(column: str, ours: Floats, theirs: Floats, *, n_columns: int) -> Dependence:
+def _test(column: str, ours: Floats, theirs: Floats, *, kept: float, n_columns: int) -> Dependence:
     ours, theirs = ours[np.isfinite(ours)], theirs[np.isfinite(theirs)]
     name = column.partition("=")[0]
     parts = [part for part in (ours, theirs) if len(part)]
     freedom = sum(len(part) - 1 for part in parts)
     if not len(ours) or freedom < MIN_BLOCKS - 1:
         return Dependence(feature=name, effect=0.0, p_value=1.0)
-    effect = float(ours.mean()) - (float(theirs.mean()) if len(theirs) else 0.0)
+    effect = float(ours.mean()) - (kept * float(theirs.mean()) if len(theirs) else 0.0)
     pooled = sum(float(((part - part.mean()) ** 2).sum()) for part in parts) / freedom
-    error = math.sqrt(pooled * sum(1 / len(part) for part in parts))
+    error = math.sqrt(pooled * (1 / len(ours) + (kept**2 / len(theirs) if len(theirs) else 0.0)))
     p = 2 * float(stdtr(freedom, -abs(effect) / max(error, 1e-12)))
     return Dependence(feature=name, effect=effect, p_value=min(1.0, p * n_columns))
 

@@ -92,6 +92,6 @@ def _no_step(change: Change) -> str:
 
 
 def _words(change: Change, hypotheses: tuple[Hypothesis, ...]) -> str:
-    best = next(fit for fit in change.fits if fit.hypothesis in hypotheses)
+    best = change.best(*hypotheses)
     strength = math.exp(best.strength) if best.hypothesis == "prior" else best.strength
     return f"{WORDS[best.hypothesis].format(strength)} (p {best.p_value:.2g})"

@@ -203,6 +203,11 @@ class Fit:
     """Share of wrong labels among those that can be wrong; change of the log odds; share of the slope that is gone."""
     p_value: float
 
+    @property
+    def kept(self) -> float:
+        """Of a fault of the labels: what is left of how a label depends on anything; negative where it is turned round."""
+        return 1 - 2 * self.strength if self.hypothesis == "flip" else 1 - self.strength
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -230,9 +235,13 @@ class Change:
         """Whether single blocks show it, and the older half of them no less than the newer one."""
         return self.is_visible and (self.ramp is None or self.ramp < RAMP)
 
+    def best(self, *hypotheses: Hypothesis) -> Fit:
+        """The most likely of these explanations."""
+        return next(fit for fit in self.fits if fit.hypothesis in hypotheses)
+
     def p_value(self, *hypotheses: Hypothesis) -> float:
         """The largest of these explanations."""
-        return max(fit.p_value for fit in self.fits if fit.hypothesis in hypotheses)
+        return self.best(*hypotheses).p_value
 
 
 def find_change(reference: LabelReference, blocks: Sequence[LabelCounts]) -> Change | None:
@@ -293,8 +302,8 @@ def _fits(reference: LabelReference, moved: Floats, n_blocks: float) -> tuple[Fi
     base = np.array(_line(weights, usual, curve))
     error = reference.covariance * (1 / n_blocks + 1 / len(reference.shifts))
     inverse = np.linalg.inv(error)
-    # More than half flipped would turn the scores round.
-    strengths: dict[Hypothesis, Floats] = {name: _RATIOS / 2 if name == "flip" else _RATIOS for name in _BROKEN}
+    # All of them flipped turns the scores round: somebody swapped the classes.
+    strengths: dict[Hypothesis, Floats] = dict.fromkeys(_BROKEN, _RATIOS)
     curves: dict[Hypothesis, Floats] = {
         name: broken(usual, strengths[name][:, None]) for name, broken in _BROKEN.items()
     }
