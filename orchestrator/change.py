@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -18,6 +19,9 @@ from state.rows import BlockRow, DetectorRow, IncidentRow, RunRow, SignalRow
 from state.spec import ModelSpec
 from state.store import Connection
 from tools.drift.performance import EDetector, Reference, change_point
+
+SURE = 3.0
+"""Standard errors between the means of two windows that chance does not show."""
 
 
 def change_began(spec: ModelSpec, onset: str | None, opened_at: datetime) -> datetime:
@@ -63,12 +67,15 @@ def onset_of(losses: Mapping[str, float], reference: Reference, level: float | N
     """The block in which the loss that a detector alarms for began to rise; None where it is no news.
 
     `level` is the mean loss since the change that it alarmed for before, if any, and `losses` are newer than that alarm:
-    only what lies above the level by another floor is a further change, the rest belongs to the known one.
+    only what lies above the level by another floor, and by more than chance moves the mean of a window, is a further
+    change; the rest belongs to the known one. What a model does not know varies more than what it knew.
     """
     if level is None:
         return change_point(losses, null=reference.null, sd=reference.sd)
     newest = [losses[block] for block in sorted(losses)[-WINDOW_BLOCKS:]]
-    if float(np.mean(newest)) <= level + reference.null - reference.mean:
+    spread = max(reference.sd, float(np.std(newest, ddof=1)) if len(newest) > 1 else 0.0)
+    noise = SURE * spread * math.sqrt(2 / len(newest))
+    if float(np.mean(newest)) <= level + max(reference.null - reference.mean, noise):
         return None
     return change_point(losses, null=level, sd=reference.sd)
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from evals.world.platform import example_spec
-from orchestrator.change import change_began, later_change
+from orchestrator.change import change_began, later_change, onset_of
 from orchestrator.signals import Signal
 from orchestrator.triage import take_in
 from state.decisions import Observed
 from state.rows import IncidentRow, RunRow
 from tests.orchestrator.conftest import Quick
 from tests.orchestrator.support import QUICK, Stage, Truth, days, resumed, staged
+from tools.drift.performance import Reference
 
 WATCHED = {**QUICK["monitoring"], "backtest": days(14), "min_blocks": 5, "cadence": days(14)}
 SPEC: dict[str, Any] = {**QUICK, "monitoring": WATCHED, "training": {**QUICK["training"], "window": None}}
@@ -256,3 +257,17 @@ def test_a_change_that_old_rows_outweigh_is_remedied_by_a_fit_on_the_new_ones(tm
         assert stage.champion() == "2"
         assert [i.resolution for i in stage.incidents()] == ["recovered"]
         stage.check_books()
+
+
+@pytest.mark.parametrize(
+    ("newer", "onset"),
+    [
+        pytest.param([0.52, 0.44, 0.61, 0.47, 0.58, 0.50, 0.56], None, id="noise-of-what-the-model-does-not-know"),
+        pytest.param([0.51, 0.49, 0.50, 0.70, 0.71, 0.69, 0.72, 0.70, 0.69, 0.71], "2026-03-05", id="worse-again"),
+    ],
+)
+def test_a_further_change_lies_above_the_known_one_by_more_than_chance(newer: list[float], onset: str | None) -> None:
+    reference = Reference(mean=0.30, sd=0.02, n=40, null=0.306)
+    losses = {f"2026-03-{day:02}": loss for day, loss in enumerate(newer, start=2)}
+
+    assert onset_of(losses, reference, level=0.50) == onset
