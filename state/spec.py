@@ -12,6 +12,8 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    TypeAdapter,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -45,6 +47,7 @@ Duration = Annotated[timedelta, Field(ge=timedelta(0)), BeforeValidator(_no_bare
 """In a file ISO 8601, as `P14D` or `PT6H`."""
 Span = Annotated[timedelta, Field(gt=timedelta(0)), BeforeValidator(_no_bare_number)]
 """A duration that is not zero."""
+_SPAN = TypeAdapter[timedelta](Span)
 
 
 class SpecPart(BaseModel):
@@ -185,6 +188,19 @@ class Monitoring(SpecPart):
     drift_alpha_per_year: Annotated[float, Field(gt=0, lt=1)] = 0.05
     segments: list[str] | None = None
     """Categorical and boolean features whose levels are watched as segments; None takes all of them, an empty list none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _after_the_block(cls, given: object) -> object:
+        """Stretches left out are long enough for the block: 28 days hold four weeks, which no verdict can come of."""
+        if not isinstance(given, dict) or "block" not in given:
+            return given
+        try:
+            block = _SPAN.validate_python(given["block"])
+        except ValidationError:
+            return given  # told as the field's own error
+        ten = {name: max(cls.model_fields[name].default, 10 * block) for name in ("backtest", "drift_window")}
+        return {"cadence": max(cls.model_fields["cadence"].default, block), **ten, **given}
 
 
 class ManagedServing(SpecPart):
