@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from orchestrator.change import champion_version
+from orchestrator.matching import faulty_columns
 from orchestrator.segment_book import segment_sizes
-from orchestrator.signals import Signal
+from orchestrator.signals import Signal, block_begins, days_of_block
 from state import store
 from state.rows import DetectorRow, IncidentRow, SignalRow
 from state.spec import ModelSpec
@@ -14,6 +16,7 @@ from state.store import Connection, Fence
 
 MEASURED = frozenset({"loss_alarm", "major_drift", "challenger_better", "calibration_lost"})
 """Signals with a size, beside those of segments: they may be answered, and come back only when they have grown."""
+_DAY = timedelta(days=1)
 
 
 def keep_quiet(
@@ -54,6 +57,40 @@ def is_quiet(conn: Connection, spec: ModelSpec, signal: Signal) -> bool:
         and size <= float(str(known.state.get("size", 0.0))) + floor
         for name, (size, floor) in sizes.items()
     )
+
+
+def keep_refusal(conn: Connection, incident: IncidentRow, fence: Fence) -> None:
+    """A person said no to taking the days of a data fault out: remember the columns, and the last of its days."""
+    columns, days = incident.body.get("columns"), incident.body.get("days")
+    if incident.cause == "data_fault" and isinstance(columns, list) and isinstance(days, list) and columns and days:
+        state: dict[str, Any] = {
+            "columns": sorted({_fault(str(column)) for column in columns}), "until": str(days[-1]),
+            "incident": incident.id,
+        }  # fmt: skip
+        store.put(
+            conn, DetectorRow(id=_row_id(incident.model, "data_fault"), model=incident.model, state=state), fence=fence
+        )
+
+
+def is_refused(conn: Connection, spec: ModelSpec, signal: Signal, fence: Fence) -> bool:
+    """Whether the signal is the next day of a fault whose days a person leaves in; a pause of a block makes a new fault."""
+    row = store.get(conn, DetectorRow, _row_id(spec.model, "data_fault"))
+    columns = {_fault(column) for column in faulty_columns(signal)}
+    if signal.name != "data_fault" or row is None or signal.block is None or not columns:
+        return False
+    pause = block_begins(signal.block) - block_begins(str(row.state["until"]))
+    refused = row.state["columns"]
+    assert isinstance(refused, list)
+    if not columns <= {str(column) for column in refused} or pause > max(spec.monitoring.block, _DAY):
+        return False
+    state: dict[str, Any] = {**row.state, "until": days_of_block(signal.block, spec)[-1]}
+    store.put(conn, row.model_copy(update={"state": state}), fence=fence)
+    return True
+
+
+def _fault(column: str) -> str:
+    """`kind/column` of `block/kind/column`."""
+    return column.split("/", 1)[1]
 
 
 def _segment(name: str) -> str:

@@ -12,7 +12,7 @@ from orchestrator.change import begin_anew, gives_up_at, goals_kept, is_replaced
 from orchestrator.crew import Crew, observe, tell
 from orchestrator.goal_aims import goal_aim
 from orchestrator.narrow_fit import begin_narrower_fit
-from orchestrator.quiet import keep_quiet
+from orchestrator.quiet import keep_quiet, keep_refusal
 from orchestrator.segment_book import segment_regressed
 from state import log, store
 from state.decisions import IncidentChanged
@@ -265,6 +265,8 @@ def close_incident(
     store.put(conn, incident, fence=fence)
     if resolution == "recovered":
         begin_anew(conn, incident.model)
+    if resolution == "rejected":
+        keep_refusal(conn, incident, fence)
     if resolution in ANSWERED:
         tried_again = frozenset({"challenger_better"} if resolution == "gates_failed" else ())
         keep_quiet(conn, crew.platform.specs[incident.model], incident, fence, but=tried_again)

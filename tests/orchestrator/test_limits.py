@@ -159,6 +159,27 @@ def test_with_autonomy_observe_an_incident_opens_and_a_person_gets_it_in_the_end
         stage.crew.db.close()
 
 
+def test_a_person_who_leaves_a_faulty_day_in_is_not_asked_about_the_next_one(quick: Quick) -> None:
+    with quick(autonomy={"quarantine_data": "approve"}) as stage:
+        stage.start()
+        stage.days(3)
+        until = (stage.clock.now() + timedelta(days=4)).date().isoformat()
+        stage.drift("unit", 1_000.0, features=("spend",), until=until)
+        stage.days(1)
+        stage.answer("rejected")
+        stage.settle()
+        stage.days(4)
+        assert [i.resolution for i in stage.incidents() if i.cause == "data_fault"] == ["rejected"]
+        assert len(stage.rows(ApprovalRow)) == 1
+        assert stage.world.model("churn").quarantined == []
+
+        stage.days(2)
+        stage.drift("unit", 1_000.0, features=("spend",))
+        stage.days(1)
+        assert len(stage.rows(ApprovalRow)) == 2, "after sound days it is a new fault"
+        stage.check_books()
+
+
 def test_what_waits_for_a_fault_to_be_contained_is_not_given_up(at: At) -> None:
     """Somebody has to answer for the days of the fault: until then the promotion waits, and after two weeks a person is
     called to it."""
