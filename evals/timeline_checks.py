@@ -137,6 +137,11 @@ def _entry_problems(
         case _ if entry.inject == "unhalt":
             if not any(e.inject == "halt" and e.day <= entry.day for e in scenario.timeline):
                 yield "inject", "the kill switch was not thrown before; add a `halt`"
+        case _ if entry.inject == "resume" and not entry.harmless:
+            held = [e for e in scenario.timeline if e.inject in ("hold", "edit_route") and e.day <= entry.day]
+            wished = any(isinstance(e, Wish) and "hold" in e.text for e in scenario.timeline)
+            if not held and not wished:
+                yield "inject", "nobody holds the model before; add a `hold`"
 
 
 def _change_problems(
@@ -217,7 +222,12 @@ def _level_problem(entry: DataChange, types: Mapping[str, str]) -> str:
 
 
 def _release_problems(entry: Release, scenario: Scenario, specs: Mapping[str, ModelSpec]) -> Iterator[tuple[str, str]]:
-    until = entry.trained_until_day
+    until, since = entry.trained_until_day, entry.trained_from_day
+    if since is not None:
+        n_days = (until if until is not None else entry.day) - since
+        least = max(least_history(specs[model.name]) for model in scenario.models if entry.model in (None, model.name))
+        if n_days < least:
+            yield "trained_from_day", f"{since} leaves {max(n_days, 0)} days of rows to train on; {least} are needed"
     if until is None:
         return
     if until > entry.day:
