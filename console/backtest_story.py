@@ -45,7 +45,7 @@ def timeline(records: Records, *, first_champion: str) -> list[Moment]:
     questions = {row.id: row for row in records.approvals}
     return [
         Moment(
-            day=live_day(entry.decision.at), what=what, why=why, about=_asked_by(entry.decision, questions) or why
+            day=live_day(entry.decision.at), what=what, why=why, about=_asked_by(entry.decision, questions)
         )
         for entry in records.entries
         for what, why in _told(entry.decision, actions, questions, first_champion)
@@ -58,7 +58,7 @@ def condensed(moments: Sequence[Moment]) -> list[Line]:
     place: dict[tuple[str, str], int] = {}
     for moment in moments:
         first = moment.what.split(maxsplit=1)[0].rstrip(":")
-        key = (first if first == QUARANTINED else moment.what, moment.about)
+        key = (first if first == QUARANTINED else moment.what, moment.about or moment.why)
         at = place.get(key)
         if at is not None and (first in REPEATED or (first == QUARANTINED and _follows(moment, found[at]))):
             earlier = found[at]

@@ -120,7 +120,7 @@ def test_a_denial_is_told_in_the_words_of_policy(tmp_path: Path) -> None:
 
 def test_what_repeats_itself_is_told_on_each_day_and_read_once() -> None:
     def moment(day: int, what: str, why: str, about: str = "") -> Moment:
-        return Moment(day=f"2026-03-{day:02}", what=what, why=why, about=about or why)
+        return Moment(day=f"2026-03-{day:02}", what=what, why=why, about=about)
 
     told = [
         moment(2, "quarantined: 2026-03-02", "data fault"),
@@ -129,12 +129,15 @@ def test_what_repeats_itself_is_told_on_each_day_and_read_once() -> None:
         moment(4, "quarantined: 2026-03-04", "data fault"),
         moment(9, "question: quarantine data?", "27 days", about="run"),
         moment(9, "quarantined: 2026-03-09", "data fault"),
+        moment(9, "backtest: lost", "z 1.0"),
+        moment(10, "backtest: lost", "z 2.0"),
     ]
 
     lines = condensed(told)
 
     assert [(line.moment.day, line.times, line.until) for line in lines] == [
         ("2026-03-02", 3, "2026-03-04"), ("2026-03-03", 2, "2026-03-09"), ("2026-03-09", 1, None),
+        ("2026-03-09", 1, None), ("2026-03-10", 1, None),
     ]  # fmt: skip
     assert lines[1].moment.why == "27 days"
     assert told[2].why == "21 days" and "about" not in told[2].model_dump()
