@@ -12,7 +12,7 @@ from typing import Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 import polars as pl
 from pydantic import JsonValue
 
-from state.errors import ToolRejected, ToolUnavailable
+from state.errors import SteadyError, ToolRejected, ToolUnavailable
 from tools.ports import Endpoint, PipelineRequest, PipelineRun, ServiceSample
 
 FaultKind: TypeAlias = Literal[
@@ -126,8 +126,13 @@ def port_call(method: str, *, effect: bool = False) -> Callable[[Method[S, P, R]
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
             faults = self.faults.around(method, effect=effect, model=_model_of(method, args, kwargs))
             kinds = {fault.kind for fault in faults}
-            _before(method, kinds)
-            result = function(self, *args, **kwargs)
+            try:
+                _before(method, kinds)
+                result = function(self, *args, **kwargs)
+            except SteadyError as exc:
+                if "crash_after" in kinds:  # who made the call dies before it hears that it failed
+                    raise Killed(f"after {method}") from exc
+                raise
             if "crash_after" in kinds:
                 raise Killed(f"after {method}")
             if "timeout" in kinds:

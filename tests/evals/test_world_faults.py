@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import JsonValue
@@ -93,6 +94,16 @@ def test_a_failed_call_has_the_effect_that_its_kind_says_and_a_repeat_completes_
     route = build(world).mesh.read("churn")
     assert route is not None
     assert dict(route.weights) == WEIGHTS
+
+
+@pytest.mark.parametrize("kind", ["outage", "rejected"])
+def test_who_makes_a_call_that_fails_can_be_killed_after_it(
+    kind: Literal["outage", "rejected"], world: World, platform: Platform
+) -> None:
+    world.faults.add(Fault(method="mesh.set_weights", kind=kind), Fault(method="mesh.*", kind="crash_after"))
+    with pytest.raises(Killed):
+        shift(platform)
+    assert shifts(world) == 0
 
 
 def test_killed_is_no_ordinary_exception() -> None:
