@@ -89,9 +89,7 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
         elif outcome.status == "unknown":
             _call_a_person(crew, conn, run, intent, outcome.message)
         elif abandoned:
-            # Its rollback writes the split that is served, and reads that back like any other.
-            run.facts |= {"traffic_on_champion": False, "rolled_back": False, "healthy_champion_known": True}
-            give_up(crew, conn, run, "escalated", outcome.message, fence=fence)
+            _take_off(crew, conn, run, outcome.message, fence)
         else:
             _note_failure(crew, conn, run, intent.kind, outcome.message, fence)
         run.body.pop("retries", None)
@@ -117,6 +115,15 @@ def _never_taken(crew: Crew, run: RunRow, intent: CommittedIntent) -> bool:
     if over:
         del run.body["pushes"]
     return over
+
+
+def _take_off(crew: Crew, conn: Connection, run: RunRow, why: str, fence: Fence) -> None:
+    """Let the version leave: its rollback writes the split that is served, and reads that back like any other."""
+    run.facts |= {"traffic_on_champion": False, "rolled_back": False, "healthy_champion_known": True}
+    if run.facts.get("canary_failed"):
+        run.status, run.wake_at, run.waits_for = "ready", None, ""  # called off meanwhile, and leaving for that reason
+        return
+    give_up(crew, conn, run, "escalated", why, fence=fence)
 
 
 def _note_failure(crew: Crew, conn: Connection, run: RunRow, kind: ActionKind, message: str, fence: Fence) -> None:

@@ -9,11 +9,12 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from evals.world.faults import Fault, FaultKind, Killed
+from orchestrator.aims import call_off
 from orchestrator.graph import build_graph
 from orchestrator.loop import tick
 from state import leases, store
 from state.errors import StaleRevision
-from state.rows import ActionRow, DetectorRow
+from state.rows import ActionRow, DetectorRow, RolloutRow
 from tests.orchestrator.conftest import At, Quick
 from tests.orchestrator.support import Stage
 
@@ -292,6 +293,27 @@ def test_a_version_whose_share_is_never_taken_leaves_and_a_person_knows(at: At, 
     assert route is not None
     assert route.weights == route.applied == {"1": 100}
     assert [i.resolution for i in stage.incidents() if i.id == incident_id] == ["escalated"]
+    stage.check_books()
+
+
+def test_a_version_that_is_called_off_while_its_share_is_not_taken_leaves_once_the_data_plane_takes_weights(
+    at: At,
+) -> None:
+    stage = at("before")
+    incident_id = stage.incidents()[0].id
+    stage.world.faults.add(Fault(method="mesh.set_weights", kind="not_applied", times=None))
+    stage.days(1)
+    with stage.crew.db.transaction() as conn:
+        (rollout,) = store.select(conn, RolloutRow, status="running")
+        call_off(stage.crew, conn, rollout, "a person wants another version", superseded=True)
+    stage.days(10)
+    stage.world.faults.clear()
+    stage.days(2)
+
+    states = {row.kind: row.state for row in stage.rows(ActionRow, subject_id=incident_id)}
+    assert (states["shift_traffic"], states["rollback"], states["retire_version"]) == ("failed", "verified", "verified")
+    assert stage.weights() == {"1": 100}
+    assert [i.resolution for i in stage.incidents() if i.id == incident_id] == ["superseded"]
     stage.check_books()
 
 
