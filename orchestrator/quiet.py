@@ -83,7 +83,9 @@ def is_refused(conn: Connection, spec: ModelSpec, signal: Signal, fence: Fence) 
     assert isinstance(refused, list)
     if not columns <= {str(column) for column in refused} or pause > max(spec.monitoring.block, _DAY):
         return False
-    state: dict[str, Any] = {**row.state, "until": days_of_block(signal.block, spec)[-1]}
+    # A block whose rows came late is older than what was left in since.
+    until = max(str(row.state["until"]), days_of_block(signal.block, spec)[-1])
+    state: dict[str, Any] = {**row.state, "until": until}
     store.put(conn, row.model_copy(update={"state": state}), fence=fence)
     return True
 

@@ -108,3 +108,21 @@ def test_labels_that_were_in_doubt_beside_an_incident_of_the_same_change_become_
         assert (first.status, first.cause) == ("open", "concept_drift")
         assert (cleared.status, cleared.cause, cleared.resolution) == ("closed", "concept_drift", "joined")
         assert cleared.body["part_of"] == first.id
+
+
+def test_a_faulty_block_whose_rows_came_late_does_not_bring_a_refused_question_back(quick: Quick) -> None:
+    fault = Signal(
+        name="data_fault", text="spend is off",
+        details={"findings": [{"kind": "unit", "feature": "spend", "detail": "1000 times as large"}]},
+    )  # fmt: skip
+    with quick() as stage:
+        stage.start()
+        for day in (10, 11, 5, 12):
+            with stage.crew.db.transaction() as conn:
+                signal = fault.model_copy(update={"block": f"2026-03-{day:02}"})
+                take_in(stage.crew, conn, stage.spec, signal, None)  # type: ignore[arg-type]
+            for run in stage.rows(RunRow, status=["ready", "waiting"]):
+                with stage.crew.db.transaction() as conn:
+                    end_run(stage.crew, conn, run, "rejected", fence=None)  # type: ignore[arg-type]
+
+        assert [incident.body["days"] for incident in stage.rows(IncidentRow)] == [["2026-03-10"]]
