@@ -193,13 +193,15 @@ def _rediagnose(
     if signal.name == "skew" and isinstance(known := incident.body.get("quarantined"), list):
         # The same values, known better: the days that they spoilt so far are days of the skew.
         fault, out = joined(incident.body, fault), known
+    asked = bool(fault) or bool(incident.body.get("in_doubt"))
     for name in ("days", "quarantined", "missing", "unlabelled", "by_score", "in_doubt", "asking", "symptom"):
         incident.body.pop(name, None)
     if fault:
         incident.body |= {**fault, "quarantined": out}
     for run in store.select(conn, RunRow, subject_id=incident.id, status=["ready", "waiting"]):
-        if fault:
+        if asked:
             withdraw_questions(crew, conn, run, f"it is about something else: {diagnosis.cause.replace('_', ' ')}")
+        if fault:
             run.facts["owner_told"] = False
         run.facts |= {"bad_days_known": False, "fault_contained": False, **_story(signal)}
         if diagnosis.cause == "segment_regression" and "rollout_id" not in run.body:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from orchestrator.runs import end_run
 from orchestrator.signals import Signal
 from orchestrator.triage import take_in
-from state.rows import DetectorRow, DiagnosisRow, IncidentRow, RunRow
+from state.rows import ApprovalRow, DetectorRow, DiagnosisRow, IncidentRow, RunRow
 from tests.orchestrator.conftest import Quick
+from tests.orchestrator.support import Stage
 
 LOSS: dict[str, Any] = {"loss": 0.4, "reference": 0.2, "null": 0.21}
 DRIFT = Signal(name="major_drift", text="drift major", size=0.5, details={"features": ["spend"]})
@@ -89,6 +91,19 @@ def test_everything_that_was_said_of_the_champion_stays_quiet_once_it_is_answere
         assert hear(WON) == ["challenger_better"], "it had beaten another champion"
 
 
+def doubted(stage: Stage) -> RunRow | None:
+    """The run of the incident of labels in doubt, if there is one."""
+    doubts = [incident.id for incident in stage.rows(IncidentRow, status="open") if incident.body.get("in_doubt")]
+    return next((run for run in stage.rows(RunRow) if run.subject_id in doubts), None)
+
+
+def question_of(run: RunRow, now: datetime) -> ApprovalRow:
+    return ApprovalRow(
+        id="q", model=run.model, status="pending", action_key="k", action="quarantine_data", args={}, binding_sha256="b",
+        roles=["approver"], reason="labels in doubt", asked_at=now, expires_at=now + timedelta(days=7), run_id=run.id,
+    )  # fmt: skip
+
+
 def test_labels_that_were_in_doubt_beside_an_incident_of_the_same_change_become_part_of_it(quick: Quick) -> None:
     doubt = Signal(
         name="label_fault", text="in doubt", size=3.0, onset="2026-03-02", blocks=["2026-03-02"],
@@ -98,6 +113,8 @@ def test_labels_that_were_in_doubt_beside_an_incident_of_the_same_change_become_
         stage.start()
         stage.days(1)
         for signal in (ALARM, doubt, ALARM):
+            if signal is not doubt and (asking := doubted(stage)) is not None:
+                stage.put(question_of(asking, stage.clock.now()))
             for run in stage.rows(RunRow, status=["ready", "waiting"]):
                 # A version is on its way: the incident of the loss goes on with that.
                 stage.put(run.model_copy(update={"body": {**run.body, "rollout_id": "r"}}))
@@ -108,6 +125,7 @@ def test_labels_that_were_in_doubt_beside_an_incident_of_the_same_change_become_
         assert (first.status, first.cause) == ("open", "concept_drift")
         assert (cleared.status, cleared.cause, cleared.resolution) == ("closed", "concept_drift", "joined")
         assert cleared.body["part_of"] == first.id
+        assert [row.status for row in stage.rows(ApprovalRow)] == ["void"], "nobody need answer it any more"
 
 
 def test_a_faulty_block_whose_rows_came_late_does_not_bring_a_refused_question_back(quick: Quick) -> None:
