@@ -160,20 +160,20 @@ def _judgements(conn: Connection, run: RunRow, spec: ModelSpec, foreseen: Forese
         "ab_samples": _number(facts.get("ab_samples")),
         "ab_minimum_samples": spec.rollout.ab_test.minimum_samples,
         "sample_ratio_ok": bool(facts.get("sample_ratio_ok")),
-        "failed_versions": failed_in_a_row(conn, spec.model),
+        "failed_versions": len(failed_in_a_row(conn, spec.model)),
     }
 
 
-def failed_in_a_row(conn: Connection, model: str) -> int:
-    """How many of the newest remedies failed under live traffic, one after the other; what is under way, made way or was
-    asked for by a person says nothing."""
-    n_failed = 0
+def failed_in_a_row(conn: Connection, model: str) -> list[RolloutRow]:
+    """The newest remedies that failed under live traffic, one after the other, the newest first; what is under way, made way
+    or was asked for by a person says nothing."""
+    failed = []
     for row in store.select(conn, RolloutRow, model=model, newest_first=True):
         if row.body.get("failed_live"):
-            n_failed += 1
+            failed.append(row)
         elif row.status == "completed":
             break
-    return n_failed
+    return failed
 
 
 def _incidents_of(conn: Connection, model: str, rollouts: frozenset[str]) -> frozenset[str]:

@@ -26,6 +26,7 @@ from agents.base import MOVES, Learned, Propose, Situation, Specialist, Wait
 from agents.edits import HELD_BY_EDIT
 from orchestrator.actions import CATALOGUE
 from orchestrator.aims import Aim
+from orchestrator.context import failed_in_a_row
 from orchestrator.crew import Crew, keep_evidence, observe, tell
 from orchestrator.doubt import labels_are_right
 from orchestrator.execute import carry_out, give_up
@@ -348,15 +349,16 @@ def _call_once(desk: Desk, conn: Connection, run: RunRow, text: str) -> None:
 
 def _call_if_again(desk: Desk, conn: Connection, run: RunRow, why: str) -> None:
     """Two versions in a row that fail under live traffic are no chance: every later win would be tried in the same way."""
-    rollouts = store.select(conn, RolloutRow, model=run.model, newest_first=True)
-    mine = next((row for row in rollouts if row.id == run.body.get("rollout_id")), None)
+    mine = store.get(conn, RolloutRow, str(run.body.get("rollout_id", "")))
     if mine is None:
         return
-    before = next((row for row in rollouts if row.id < mine.id), None)
     mine.body["failed_live"] = True
     store.put(conn, mine, fence=desk.fence)
-    if before is not None and before.body.get("failed_live"):
-        text = f"Version {mine.candidate} fails under live traffic, as version {before.candidate} did before it. {why}"
+    failed = failed_in_a_row(conn, run.model)
+    if len(failed) > 1:
+        text = (
+            f"Version {mine.candidate} fails under live traffic, as version {failed[1].candidate} did before it. {why}"
+        )
         _call_once(desk, conn, run, text)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Literal
 
 import pytest
+from pydantic import JsonValue
 
 from evals.world.faults import Fault
 from evals.world.records import Condition
+from orchestrator.context import failed_in_a_row
 from state import store
 from state.rows import ActionRow, ApprovalRow, DetectorRow, RolloutRow, RunRow, SignalRow
 from tests.orchestrator.conftest import At, Quick
@@ -230,10 +233,37 @@ def test_a_win_whose_candidate_misses_a_gate_says_so_and_the_next_win_is_tried_a
         stage.check_books()
 
 
+def rollout(stage: Stage, status: Literal["superseded", "completed", "rolled_back"], **body: JsonValue) -> RolloutRow:
+    return RolloutRow(
+        id=stage.crew.ids.new_id(), model="churn", status=status, candidate="9", stable="1", phase="canary", body=body,
+        started_at=stage.clock.now(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("newer", "n_failed"), [
+    pytest.param([("rolled_back", True), ("rolled_back", True)], 2, id="two"),
+    pytest.param([("rolled_back", True), ("superseded", False), ("rolled_back", True)], 2, id="one-made-way-between"),
+    pytest.param([("rolled_back", True), ("rolled_back", False)], 1, id="one-could-not-be-measured"),
+    pytest.param([("rolled_back", True), ("completed", False), ("rolled_back", True)], 1, id="one-came-through-between"),
+    pytest.param([("rolled_back", True), ("rolled_back", True), ("completed", False)], 0, id="the-last-one-came-through"),
+])  # fmt: skip
+def test_remedies_that_fail_live_one_after_the_other_are_counted(
+    quick: Quick, newer: list[tuple[Literal["superseded", "completed", "rolled_back"], bool]], n_failed: int
+) -> None:
+    with quick() as stage:
+        stage.crew.db.upgrade()
+        for status, failed in newer:
+            stage.put(rollout(stage, status, **({"failed_live": True} if failed else {})))
+        with stage.crew.db.snapshot() as conn:
+            assert len(failed_in_a_row(conn, "churn")) == n_failed
+
+
 def test_a_second_version_in_a_row_that_fails_live_calls_a_person(at: At) -> None:
     stage = at("canary")
     stage.world.degrade("churn", Condition(version=None, error_ratio=0.5))
     stage.world.degrade("churn", Condition(version="2", error_ratio=0.5))
+    stage.days(3)
+    stage.put(rollout(stage, "superseded"))  # says nothing about the next one
     calls = []
     for _ in range(45):
         stage.days(1)
