@@ -43,9 +43,11 @@ def _no_bare_number(value: object) -> object:
     return value
 
 
-Duration = Annotated[timedelta, Field(ge=timedelta(0)), BeforeValidator(_no_bare_number)]
+_LONGEST = timedelta(days=36_500)
+"""What is reckoned with durations stays within the calendar."""
+Duration = Annotated[timedelta, Field(ge=timedelta(0), le=_LONGEST), BeforeValidator(_no_bare_number)]
 """In a file ISO 8601, as `P14D` or `PT6H`."""
-Span = Annotated[timedelta, Field(gt=timedelta(0)), BeforeValidator(_no_bare_number)]
+Span = Annotated[timedelta, Field(gt=timedelta(0), le=_LONGEST), BeforeValidator(_no_bare_number)]
 """A duration that is not zero."""
 _SPAN = TypeAdapter[timedelta](Span)
 

@@ -71,6 +71,10 @@ def test_a_good_spec_comes_with_its_folder_and_digest(tmp_path: Path) -> None:
         "Correct", id="block-of-nothing",
     ),
     pytest.param(
+        "task: binary", "task: binary\nmonitoring: {block: P200000000D}", "monitoring.block is 200000000 days, 0:00:00: input",
+        "Correct", id="block-beyond-the-calendar",
+    ),
+    pytest.param(
         "type: categorical", "type: category", "churn.yaml:11: features[1].type is 'category'",
         "Did you mean categorical?", id="feature-type",
     ),
