@@ -76,25 +76,38 @@ def carry_out(crew: Crew, run: RunRow, intent: CommittedIntent, *, fence: Fence)
     if outcome.status == "running":
         return outcome
     with crew.db.transaction() as conn:
-        state: ActionState = outcome.status if outcome.status != "done" else "done"
-        _mark(crew, conn, run, intent, state, outcome, fence)
-        if outcome.status == "done":
-            # The agents read the target back before they say `done`: what they saw is the verification.
-            _mark(crew, conn, run, intent, "verified", outcome, fence)
-            apply_verified(crew, conn, run, intent, outcome, fence=fence)
-            run.body.pop("failures", None)
-            run.body.pop("pushes", None)
-            if run.body.get("failing") == intent.kind:
-                del run.body["failing"]
-        elif outcome.status == "unknown":
-            _call_a_person(crew, conn, run, intent, outcome.message)
-        elif abandoned:
-            _take_off(crew, conn, run, outcome.message, fence)
-        else:
-            _note_failure(crew, conn, run, intent.kind, outcome.message, fence)
-        run.body.pop("retries", None)
-        store.put(conn, run, fence=fence)
+        _mark(crew, conn, run, intent, outcome.status, outcome, fence)
+        _follow(crew, conn, run, intent, outcome, abandoned=abandoned, fence=fence)
     return outcome
+
+
+def _follow(
+    crew: Crew,
+    conn: Connection,
+    run: RunRow,
+    intent: CommittedIntent,
+    outcome: ActionOutcome,
+    *,
+    abandoned: bool,
+    fence: Fence,
+) -> None:
+    """What follows from a settled outcome for the run; joins the transaction that marks the action."""
+    if outcome.status == "done":
+        # The agents read the target back before they say `done`: what they saw is the verification.
+        _mark(crew, conn, run, intent, "verified", outcome, fence)
+        apply_verified(crew, conn, run, intent, outcome, fence=fence)
+        run.body.pop("failures", None)
+        run.body.pop("pushes", None)
+        if run.body.get("failing") == intent.kind:
+            del run.body["failing"]
+    elif outcome.status == "unknown":
+        _call_a_person(crew, conn, run, intent, outcome.message)
+    elif abandoned:
+        _take_off(crew, conn, run, outcome.message, fence)
+    else:
+        _note_failure(crew, conn, run, intent.kind, outcome.message, fence)
+    run.body.pop("retries", None)
+    store.put(conn, run, fence=fence)
 
 
 def _never_taken(crew: Crew, run: RunRow, intent: CommittedIntent) -> bool:
