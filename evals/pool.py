@@ -23,7 +23,7 @@ def worker_pool(n_jobs: int) -> Iterator[ProcessPoolExecutor]:
     Where the block ends by an exception, Ctrl-C for one, what is queued is dropped and what is running is ended.
     """
     # Read when polars is imported, so before a worker begins. On small frames a second thread cost a run 9 % of its time.
-    os.environ["POLARS_MAX_THREADS"] = "1"
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
     # A forked child would inherit the locks of threads that it lacks: polars then waits for ever.
     spawned = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="steady-eval-", ignore_cleanup_errors=True) as folder:

@@ -72,8 +72,11 @@ def keep_refusal(conn: Connection, incident: IncidentRow, fence: Fence) -> None:
         )
 
 
-def is_refused(conn: Connection, spec: ModelSpec, signal: Signal, fence: Fence) -> bool:
-    """Whether the signal is the next day of a fault whose days a person leaves in; a pause of a block makes a new fault."""
+def extend_refusal(conn: Connection, spec: ModelSpec, signal: Signal, fence: Fence) -> bool:
+    """Whether the signal is the next day of a fault whose days a person leaves in, which then lasts until that day.
+
+    A pause of a block makes a new fault.
+    """
     row = store.get(conn, DetectorRow, _row_id(spec.model, "data_fault"))
     columns = {_fault(column) for column in faulty_columns(signal)}
     if signal.name != "data_fault" or row is None or signal.block is None or not columns:

@@ -13,7 +13,7 @@ from orchestrator.crew import Crew, keep_evidence, observe
 from orchestrator.diagnosis import Diagnosis, Symptoms, diagnose
 from orchestrator.gate import withdraw_questions
 from orchestrator.matching import BROKEN, faulty_columns, is_something_else, matching, shares_cause_with
-from orchestrator.quiet import is_quiet, is_refused
+from orchestrator.quiet import extend_refusal, is_quiet
 from orchestrator.runs import cite, end_run, new_run
 from orchestrator.signals import Signal, fault_body, joined
 from orchestrator.symptoms import symptoms_of
@@ -26,7 +26,7 @@ from state.store import Connection, Fence
 
 def take_in(crew: Crew, conn: Connection, spec: ModelSpec, signal: Signal, fence: Fence) -> None:
     """Open or join an incident for a signal, or leave it alone; joins the transaction that remembers the signal."""
-    if is_quiet(conn, spec, signal) or is_refused(conn, spec, signal, fence):
+    if is_quiet(conn, spec, signal) or extend_refusal(conn, spec, signal, fence):
         observe(
             crew, conn, model=spec.model, topic="left_alone", verdict="quiet", actor='Agent::"monitoring"',
             summary=f"{signal.text}: this was answered before and has not grown since; left alone.",
