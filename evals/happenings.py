@@ -75,11 +75,9 @@ class Happenings:
         waiting = [
             f"{entry.inject} waited for {entry.when or 'a question'} from day {entry.day} on" for entry in self._coming
         ]
-        unseen = [
-            f"export of day {began}: no training ended while it held"
-            for began in [scene.began.get("export")]
-            if began is not None and not any(run.export_refused for run in scene.world.state.runs.values())
-        ]
+        unseen = []
+        if "export" in scene.began and not any(run.export_refused for run in scene.world.state.runs.values()):
+            unseen.append(f"export of day {scene.began['export']}: no training ended while it held")
         return [*waiting, *unseen, *scene.amiss]
 
     def _begin(self, scene: Scene, entry: AnyInjection) -> None:
@@ -121,10 +119,11 @@ class Happenings:
 
 
 def _is_time(scene: Scene, entry: AnyInjection, day: int) -> bool:
-    if isinstance(entry, Forgery) and not _pending(scene):
-        return False
-    if isinstance(entry, Forgery) and entry.when is None:
-        return day >= entry.day
+    if isinstance(entry, Forgery):
+        if not _pending(scene):
+            return False
+        if entry.when is None:
+            return day >= entry.day
     if entry.when is None or day < entry.day:
         return day == entry.day
     model = _one_model(scene, entry)
@@ -142,7 +141,7 @@ def _is_time(scene: Scene, entry: AnyInjection, day: int) -> bool:
 
 def _pending(scene: Scene) -> bool:
     """Whether a question waits for its answer."""
-    with scene.crew.db.transaction() as conn:
+    with scene.crew.db.snapshot() as conn:
         return bool(store.select(conn, ApprovalRow, status="pending"))
 
 

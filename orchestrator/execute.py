@@ -115,10 +115,12 @@ def _never_taken(crew: Crew, run: RunRow, intent: CommittedIntent) -> bool:
 
     Only where the version can leave: what serves stays as it was, and the document is put back to it.
     """
-    with crew.db.transaction() as conn:
+    if intent.kind not in ("shift_traffic", "run_ab_test", "promote"):
+        return False
+    with crew.db.snapshot() as conn:
         rollout = store.get(conn, RolloutRow, str(intent.args.get("rollout", "")))
         action = ledger.get(conn, intent.key)
-    if intent.kind not in ("shift_traffic", "run_ab_test", "promote") or rollout is None or rollout.stable is None:
+    if rollout is None or rollout.stable is None:
         return False
     n_pushes = int(str(run.body.get("pushes", 0))) + 1
     run.body["pushes"] = n_pushes

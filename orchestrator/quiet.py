@@ -77,9 +77,11 @@ def extend_refusal(conn: Connection, spec: ModelSpec, signal: Signal, fence: Fen
 
     A pause of a block makes a new fault.
     """
+    if signal.name != "data_fault" or signal.block is None:
+        return False
     row = store.get(conn, DetectorRow, _row_id(spec.model, "data_fault"))
     columns = {_fault(column) for column in faulty_columns(signal)}
-    if signal.name != "data_fault" or row is None or signal.block is None or not columns:
+    if row is None or not columns:
         return False
     pause = block_begins(signal.block) - block_begins(str(row.state["until"]))
     refused = row.state["columns"]
